@@ -1,0 +1,34 @@
+"""The Epanechnikov kernel: order 1, sparsemax and ReLU attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from .base import RectifiedPolynomial
+
+__all__ = ["Epanechnikov"]
+
+
+@final
+@dataclass(frozen=True)
+class Epanechnikov(RectifiedPolynomial):
+    r"""Epanechnikov kernel :math:`\varphi(x) = [1 + x]_+`, on distances :math:`[1 - d^2/h^2]_+` with :math:`h^2 = 2/\beta`.
+
+    adaptive: sparsemax (α = 2). anchored: ReLUmax. fixed: normalised ReLU.
+
+    Source: Epanechnikov 1969; Martins & Astudillo 1602.02068; Santos et al. 2601.22766.
+    """
+
+    name: ClassVar[str] = "epanechnikov"
+    order: ClassVar[float] = 1.0
+
+    def power(self, base: Tensor) -> Tensor:
+        return base
+
+    def power_derivative(self, base: Tensor) -> Tensor:
+        # The sign of a rectified base is its indicator and, unlike a comparison, keeps NaN.
+        return torch.sign(base)

@@ -1,0 +1,158 @@
+"""What a normalization is: a rule that makes the kernel values of one query comparable."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._intern import intern
+from ..kernels import Kernel
+
+__all__ = ["Normalization", "Rows", "Stats", "softmax_weights", "where_allowed"]
+
+
+class Stats(NamedTuple):
+    """What one query's weights look like; every field has the shape of the scores without the key dimension.
+
+    Detached, at least float32, before dropout; a fully masked row has +inf, 0, 0.
+
+    Attributes
+    ----------
+    threshold: t in score units with w > 0 ⇔ z > t. adaptive: nτ; anchored: max − n; fixed: z_0 − n; Gaussian: −inf;
+        nearest: the largest number below the k-th best score.
+    support_size: number of keys with w > 0 (for the Gaussian: of keys allowed).
+    partition: Σφ at the rule's reference. adaptive: at t + n, where it is 1 up to rounding; anchored: at the maximum;
+        fixed: at distance zero, so that 0 marks an empty row; nearest: over the keys chosen; Gaussian: logsumexp.
+    """
+
+    threshold: Tensor
+    support_size: Tensor
+    partition: Tensor
+
+
+class Rows(NamedTuple):
+    """The state of each row that a streaming backend keeps to rebuild the weights; shapes (..., 1).
+
+    Attributes
+    ----------
+    reference: score that the profile is taken relative to.
+    level: a second number, where the rule needs one (the height of the adaptive rule).
+    divisor: the weights are profile / divisor.
+    """
+
+    reference: Tensor
+    level: Tensor
+    divisor: Tensor
+
+
+@dataclass(frozen=True)
+class Normalization(ABC):
+    r"""A rule that turns the scores z of one query into weights w ≥ 0 with Σw = 1.
+
+    A subclass is one file: a frozen dataclass with ``name``, :meth:`check` and :meth:`weights`, which is the definition.
+    The streaming methods have defaults that are correct for any rule; a rule that overrides :meth:`solve`,
+    :meth:`apply` and :meth:`gradient` and sets ``is_local`` lets the tiled backend skip keys without weight.
+    """
+
+    name: ClassVar[str]
+    # True if, once the state of the rows is known, the weight of a key and its gradient need no key without weight.
+    is_local: ClassVar[bool] = False
+    handle: int = field(init=False, repr=False, compare=False, default=-1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "handle", intern(self))
+
+    @abstractmethod
+    def check(self, kernel: Kernel, similarity: str | None) -> None:
+        """Raise UnsupportedError if this rule cannot take ``kernel`` or ``similarity`` (None: only scores are known)."""
+
+    @abstractmethod
+    def weights(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Stats]:
+        """The definition: weights along the last dimension, differentiable, exactly zero where not ``allowed``.
+
+        Parameters
+        ----------
+        scores: (..., L) float32 or float64.
+        allowed: bool, broadcastable to the scores, or None for all.
+        """
+
+    def solve(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Rows, Stats]:
+        """Weights, row state and stats of complete rows, without gradient; may overwrite ``scores``."""
+        weights, stats = self.weights(scores, allowed, kernel)
+        blank = torch.zeros_like(stats.partition).unsqueeze(-1)
+        return weights, Rows(blank, blank, blank), stats
+
+    def apply(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows) -> Tensor:
+        """The weights again from the state of the rows, for some or (unless ``is_local``) all keys."""
+        return self.weights(scores, allowed, kernel)[0]
+
+    def gradient(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, weights: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """∂L/∂scores and, for a tensor order, ∂L/∂order per row (..., 1), from ``grad`` = ∂L/∂weights."""
+        with torch.enable_grad():
+            order = kernel.order if isinstance(kernel.order, Tensor) else None
+            inputs = [scores.detach().requires_grad_()]
+            if order is not None:
+                order = order.detach().expand(*scores.shape[:-1], 1).clone().requires_grad_()
+                kernel = type(kernel)(order)  # type: ignore[call-arg]
+                inputs.append(order)
+            result, _ = self.weights(inputs[0], allowed, kernel)
+            grads = torch.autograd.grad(result, inputs, grad.to(result.dtype), allow_unused=True)
+        grad_scores = torch.zeros_like(scores) if grads[0] is None else grads[0]
+        return grad_scores, grads[1] if order is not None else None
+
+
+def where_allowed(values: Tensor, allowed: Tensor | None, other: float = 0.0) -> Tensor:
+    """``values`` where allowed and ``other`` elsewhere: the one place where a masked weight becomes zero."""
+    return values if allowed is None else torch.where(allowed, values, other)
+
+
+def drop_minus_infinity(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """The allowed keys less those whose score is −inf, which is a mask too."""
+    finite = scores != -math.inf
+    return finite if allowed is None else allowed & finite
+
+
+def row_maximum(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The largest allowed score of each row (0 for a fully masked row) and whether the row has any key; (..., 1)."""
+    if scores.shape[-1] == 0:
+        top = scores.new_zeros((*scores.shape[:-1], 1))
+        return top, torch.zeros_like(top, dtype=torch.bool)
+    top = where_allowed(scores, allowed, -math.inf).amax(dim=-1, keepdim=True)
+    live = top != -math.inf
+    return torch.where(live, top, 0.0), live
+
+
+def softmax_weights(scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Stats]:
+    """Gaussian weights e^z/Σe^z over the allowed keys; fully masked rows are zero, forward and backward."""
+    allowed = drop_minus_infinity(scores, allowed)
+    live = allowed.any(dim=-1, keepdim=True)
+    # A row of −inf only would be NaN, and its gradient too: give it finite scores and zero its weights below.
+    masked = torch.where(allowed | ~live, scores, -math.inf)
+    masked = torch.where(live, masked, 0.0)
+    weights = torch.where(allowed, torch.softmax(masked, dim=-1), 0.0)
+    with torch.no_grad():
+        lse = torch.where(live.squeeze(-1), masked.detach().logsumexp(dim=-1), 0.0)
+        threshold = torch.where(live.squeeze(-1), -math.inf, math.inf).to(lse.dtype)
+    return weights, Stats(threshold, allowed.sum(dim=-1), lse)
+
+
+def row_stats(threshold: Tensor, support: Tensor, partition: Tensor, live: Tensor) -> Stats:
+    """Stats from per-row tensors (..., 1), with the values of a fully masked row where not ``live``."""
+    with torch.no_grad():
+        return Stats(
+            torch.where(live, threshold.detach(), math.inf).squeeze(-1),
+            torch.where(live, support, 0).squeeze(-1),
+            torch.where(live, partition.detach(), 0.0).squeeze(-1),
+        )
+
+
+def centred_gradient(slope: Tensor, grad: Tensor, mean: Tensor) -> Tensor:
+    """slope · (grad − mean), the shape that every rule's ∂L/∂scores has."""
+    return (grad - mean).mul_(slope)

@@ -1,0 +1,9 @@
+"""Operators: attention on several backends, and the weights alone."""
+
+from __future__ import annotations
+
+from ..normalizations import Stats
+from .attention import attention, attention_varlen
+from .weights import attention_weights
+
+__all__ = ["Stats", "attention", "attention_varlen", "attention_weights"]

@@ -1,0 +1,412 @@
+"""The public attention functions: validate, choose a backend, call it. No mathematics here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from .._modes import is_traced
+from ..errors import EpanError, UnsupportedError, unknown_name
+from ..kernels import Kernel
+from ..kernels import get as get_kernel
+from ..masks import Masking, Packing, combine_window, split_mask
+from ..normalizations import Normalization, Stats
+from ..normalizations import get as get_normalization
+from .eager import eager_attention
+from .tiled import tiled_attention
+
+__all__ = ["attention", "attention_varlen", "choose_backend"]
+
+BACKENDS = ("auto", "eager", "tiled")
+_SIMILARITIES = ("dot", "euclidean")
+_log = logging.getLogger("epan")
+_announced: set[str] = set()
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = ...,
+    dropout_p: float = ...,
+    is_causal: bool = ...,
+    scale: float | Tensor | None = ...,
+    enable_gqa: bool = ...,
+    *,
+    kernel: str | Kernel = ...,
+    normalization: str | Normalization = ...,
+    similarity: str = ...,
+    window: Sequence[int | None] | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    return_stats: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = ...,
+    dropout_p: float = ...,
+    is_causal: bool = ...,
+    scale: float | Tensor | None = ...,
+    enable_gqa: bool = ...,
+    *,
+    kernel: str | Kernel = ...,
+    normalization: str | Normalization = ...,
+    similarity: str = ...,
+    window: Sequence[int | None] | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    return_stats: bool,
+    backend: str = ...,
+) -> tuple[Tensor, Stats]: ...
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    enable_gqa: bool = False,
+    *,
+    kernel: str | Kernel = "biweight",
+    normalization: str | Normalization = "adaptive",
+    similarity: str = "dot",
+    window: Sequence[int | None] | None = None,
+    alibi_slopes: Tensor | None = None,
+    return_stats: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Stats]:
+    r"""Kernel-regression attention :math:`\text{out}_i = \sum_j w_{ij} v_j`; a drop-in for scaled_dot_product_attention.
+
+    Parameters
+    ----------
+    query: (B, H, Lq, D), or (B, Lq, D) as in torch; float16, bfloat16, float32 or float64.
+    key: (B, Hk, Lk, D); Hk = H, or a divisor of H with ``enable_gqa``.
+    value: (B, Hk, Lk, Dv).
+    attn_mask: boolean (True = takes part) or floating point (added to the scores, −inf = masked), broadcastable to
+        (B, H, Lq, Lk); or ``torch.nn.attention.bias.causal_lower_right(Lq, Lk)``.
+    dropout_p: probability of dropping a weight; always applied, the rest scaled by 1/(1 − p).
+    is_causal: query i sees keys j ≤ i; needs Lq = Lk.
+    scale: inverse temperature β of the scores; a float or a tensor that broadcasts to (B, H, Lq, 1), with gradient,
+        e.g. (H, 1, 1) per head. None: 1/√D. The Gaussian kernel of standard deviation h has β = 1/h².
+    enable_gqa: lets several query heads share a key head.
+    kernel: a name ("gaussian", "epanechnikov", "biweight", "triweight", "uniform", "cosine") or an object such as
+        ``epan.Polynomial(order=5)``.
+    normalization: "adaptive" (entmax), "anchored" (ReLUmax), "fixed" (NormReLU), or ``epan.Nearest(k=16)``,
+        ``epan.Fixed(empty="zero")``.
+    similarity: "dot": z = β q·k; "euclidean": z = −β‖q − k‖²/2. "fixed" needs the latter.
+    window: (left, right), inclusive, None = unbounded: query i sees keys i − left … i + right, counted from the top
+        left; (None, −1) is strictly causal, (None, Lk − Lq) lower-right causal.
+    alibi_slopes: (H,) or (B, H); adds −slope·|i − j| (with causal_lower_right −slope·|i + Lk − Lq − j|).
+    return_stats: also return ``Stats`` (threshold, support_size, partition), each (B, H, Lq).
+    backend: "eager" (the definition, memory Lq·Lk), "tiled" (memory linear in length, first derivatives, any device) or
+        "auto". An explicit choice never falls back.
+
+    All masks combine by intersection, biases by sum. A fully masked query gives zero, forward and backward. A non-finite
+    key or value makes exactly the queries that may see it NaN.
+
+    Returns
+    -------
+    (B, H, Lq, Dv) in the dtype of the values, or a pair with the stats.
+
+    Raises
+    ------
+    EpanError: for wrong shapes, dtypes, names or values, saying what is allowed.
+    UnsupportedError: for a combination without meaning, with reason and fix.
+
+    Source: Santos et al. 2601.22766; Nadaraya 1964; Watson 1964.
+    """
+    chosen_kernel, rule = _resolve(kernel, normalization, similarity, dropout_p, backend)
+    three = query.dim() == 3 if isinstance(query, Tensor) else False
+    if three and isinstance(key, Tensor) and isinstance(value, Tensor) and key.dim() == value.dim() == 3:
+        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+        if isinstance(attn_mask, Tensor) and type(attn_mask).__name__ != "CausalBias" and attn_mask.dim() == 3:
+            attn_mask = attn_mask.unsqueeze(1)
+    query, key, value = _autocast(query, key, value)
+    batch, heads, q_len, k_len = _check_shapes(query, key, value, enable_gqa)
+    if is_causal and q_len != k_len:
+        raise EpanError(
+            "is_causal=True with different numbers of queries and keys is ambiguous (PyTorch aligns top left, flash-attention "
+            "lower right)",
+            found=f"Lq = {q_len}, Lk = {k_len}",
+            fix="pass attn_mask=torch.nn.attention.bias.causal_lower_right(Lq, Lk), or window=(None, Lk - Lq); top left is "
+            "window=(None, 0)",
+        )
+    mask, right_from_mask, offset = split_mask(attn_mask, q_len, k_len)
+    left, right = combine_window(is_causal, window, right_from_mask)
+    mask = None if mask is None else _four(mask, (batch, heads, q_len, k_len), "attn_mask")
+    slopes = _check_slopes(alibi_slopes, batch, heads)
+    masking = Masking(q_len, k_len, mask, left, right, slopes, offset)
+    beta = _check_scale(scale, query.shape[-1], (batch, heads, q_len, 1))
+    out, stats = _dispatch(query, key, value, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend)
+    if three:
+        out, stats = out.squeeze(1), Stats(*(field.squeeze(1) for field in stats))
+    return (out, stats) if return_stats else out
+
+
+def attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    kernel: str | Kernel = "biweight",
+    normalization: str | Normalization = "adaptive",
+    similarity: str = "dot",
+    window: Sequence[int | None] | None = None,
+    alibi_slopes: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_stats: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Stats]:
+    """Attention within each of several sequences packed one after the other, without padding.
+
+    Parameters
+    ----------
+    query: (Tq, H, D); key: (Tk, Hk, D); value: (Tk, Hk, Dv); Hk divides H.
+    cu_seq_q, cu_seq_k: int32 or int64 offsets, (sequences + 1,), from 0, non-decreasing (a sequence may be empty).
+        Tokens after the last offset belong to no sequence: zero output, zero gradient.
+    max_q, max_k: length of the longest sequence; checked, so that a wrong one is not silently ignored.
+    is_causal: query i of a sequence sees its keys j ≤ i; needs the same offsets object twice.
+    scale: β; a float or a tensor of shape (H, 1) or (T, H, 1), with gradient.
+    window, alibi_slopes ((H,)), kernel, normalization, similarity, dropout_p, backend: as in :func:`attention`; positions
+        count within each sequence, from the top left.
+
+    Returns
+    -------
+    (Tq, H, Dv), or a pair with ``Stats`` of shape (Tq, H).
+
+    Raises
+    ------
+    EpanError, UnsupportedError: as in :func:`attention`.
+
+    Source: the layout is that of torch.nn.attention.varlen and flash-attention.
+    """
+    chosen_kernel, rule = _resolve(kernel, normalization, similarity, dropout_p, backend)
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor) or tensor.dim() != 3:
+            found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise EpanError(f"{name} must be packed as (tokens, heads, size)", found=found)
+    query, key, value = _autocast(query, key, value)
+    if is_causal and cu_seq_q is not cu_seq_k:
+        raise EpanError(
+            "is_causal=True needs the same offsets for queries and keys, as the same object",
+            found="two tensors",
+            fix="pass cu_seq_q twice, or window=(None, 0) if top-left alignment of different lengths is meant",
+        )
+    _check_offsets(cu_seq_q, query.shape[0], max_q, "q")
+    if cu_seq_k is not cu_seq_q or max_k != max_q or key.shape[0] != query.shape[0]:
+        _check_offsets(cu_seq_k, key.shape[0], max_k, "k")
+    if cu_seq_q.shape != cu_seq_k.shape:
+        raise EpanError("cu_seq_q and cu_seq_k hold different numbers of sequences", found=f"{len(cu_seq_q)}, {len(cu_seq_k)}")
+    q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
+    _, heads, q_len, k_len = _check_shapes(q, k, v, True)
+    left, right = combine_window(is_causal, window, None)
+    slopes = _check_slopes(alibi_slopes, 1, heads)
+    masking = Masking(q_len, k_len, None, left, right, slopes, 0, Packing(cu_seq_q, cu_seq_k))
+    if isinstance(scale, Tensor):
+        if scale.shape not in ((heads, 1), (q_len, heads, 1), (1, heads, 1), (q_len, 1, 1)):
+            raise EpanError(
+                "scale of packed sequences has a wrong shape", found=tuple(scale.shape), allowed=f"({heads}, 1) or ({q_len}, {heads}, 1)"
+            )
+        scale = scale.expand(q_len, heads, 1).transpose(0, 1).unsqueeze(0)
+    beta = _check_scale(scale, q.shape[-1], (1, heads, q_len, 1))
+    out, stats = _dispatch(q, k, v, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend)
+    out = out.squeeze(0).transpose(0, 1)
+    return (out, Stats(*(field.squeeze(0).transpose(0, 1) for field in stats))) if return_stats else out
+
+
+def choose_backend(
+    kernel: Kernel, normalization: Normalization, q_len: int, k_len: int, device: torch.device
+) -> tuple[str, str]:
+    """(backend, reason) that "auto" takes."""
+    if is_traced() and not torch.compiler.is_compiling():
+        return "eager", "a functorch transform, forward-mode differentiation or an export is active"
+    if torch.compiler.is_compiling() and torch.compiler.is_exporting():
+        return "eager", "an export is active"
+    return "tiled", "memory linear in length on any device"
+
+
+def _dispatch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    masking: Masking,
+    scale: float | Tensor,
+    kernel: Kernel,
+    rule: Normalization,
+    similarity: str,
+    dropout_p: float,
+    with_stats: bool,
+    backend: str,
+) -> tuple[Tensor, Stats]:
+    groups = query.shape[1] // max(1, key.shape[1])
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if isinstance(kernel.order, Tensor):
+        _broadcasts(kernel.order, (*query.shape[:3], 1), "The order of Polynomial")
+    if backend == "auto":
+        backend, reason = choose_backend(kernel, rule, masking.q_len, masking.k_len, query.device)
+        _announce(backend, reason)
+    elif backend == "tiled" and is_traced() and not torch.compiler.is_compiling():
+        raise UnsupportedError(
+            "backend='tiled' under vmap, jvp or another functorch transform", "its operator is opaque to them", 'use backend="eager"'
+        )
+    euclidean = similarity == "euclidean"
+    device_type = query.device.type
+    with torch.autocast(device_type=device_type, enabled=False):
+        if backend == "eager":
+            return eager_attention(
+                query, key, value, masking, scale, kernel, rule, euclidean=euclidean, dropout_p=dropout_p
+            )
+        return tiled_attention(
+            query, key, value, masking, scale, kernel, rule, euclidean=euclidean, dropout_p=dropout_p, with_stats=with_stats
+        )
+
+
+def _announce(backend: str, reason: str) -> None:
+    """Logs what "auto" chose, once per choice."""
+    if torch.compiler.is_compiling() or backend in _announced:
+        return
+    _announced.add(backend)
+    _log.info('backend="auto" chose %r: %s', backend, reason)
+
+
+def _resolve(
+    kernel: str | Kernel, normalization: str | Normalization, similarity: str, dropout_p: float, backend: str
+) -> tuple[Kernel, Normalization]:
+    chosen_kernel, rule = get_kernel(kernel), get_normalization(normalization)
+    if similarity not in _SIMILARITIES:
+        raise unknown_name("similarity", similarity, _SIMILARITIES)
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS, {"flash": 'backend="tiled" has memory linear in length'})
+    rule.check(chosen_kernel, similarity)
+    if not 0.0 <= dropout_p <= 1.0:
+        raise EpanError("dropout_p must be a probability", found=dropout_p, allowed="0 <= dropout_p <= 1")
+    return chosen_kernel, rule
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Inputs in the autocast dtype where autocast is on, as for scaled_dot_product_attention; float64 is left alone."""
+    if not all(isinstance(t, Tensor) for t in tensors):
+        return tensors
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[int, int, int, int]:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise EpanError(f"{name} must be a tensor", found=type(tensor).__name__)
+        if tensor.dim() != 4:
+            raise EpanError(
+                f"{name} has the wrong number of dimensions",
+                found=f"shape {tuple(tensor.shape)}",
+                allowed="(batch, heads, length, size), or all three inputs (batch, length, size)",
+            )
+        if not tensor.is_floating_point():
+            raise EpanError(f"{name} must be of floating point", found=str(tensor.dtype))
+    if not query.dtype == key.dtype == value.dtype:
+        raise EpanError(
+            "query, key and value differ in dtype",
+            found=f"{query.dtype}, {key.dtype}, {value.dtype}",
+            fix="cast them to one dtype, e.g. key.to(query.dtype)",
+        )
+    if not query.device == key.device == value.device:
+        raise EpanError("query, key and value are on different devices", found=f"{query.device}, {key.device}, {value.device}")
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.shape[0] != key.shape[0] or key.shape[:3] != value.shape[:3]:
+        raise EpanError("The batch sizes, key heads or key lengths do not match", found=shapes)
+    if query.shape[-1] != key.shape[-1]:
+        raise EpanError("query and key differ in head size", found=shapes)
+    if query.shape[-1] == 0:
+        raise EpanError("The head size is zero", found=shapes)
+    heads, key_heads = query.shape[1], key.shape[1]
+    if heads != key_heads:
+        if not enable_gqa:
+            raise EpanError("query and key differ in the number of heads", found=shapes, fix="pass enable_gqa=True to share key heads")
+        if key_heads == 0 or heads % key_heads != 0:
+            raise EpanError("The number of query heads is no multiple of the number of key heads", found=shapes)
+    return query.shape[0], heads, query.shape[2], key.shape[2]
+
+
+def _broadcasts(tensor: Tensor, shape: tuple[int, ...], what: str) -> None:
+    try:
+        fits = torch.broadcast_shapes(tensor.shape, shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise EpanError(f"{what} does not broadcast", found=f"shape {tuple(tensor.shape)}", allowed=f"broadcastable to {shape}")
+
+
+def _four(tensor: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+    """The tensor with four dimensions, after a check that it broadcasts to ``shape``."""
+    _broadcasts(tensor, shape, what)
+    return tensor.reshape(*[1] * (4 - tensor.dim()), *tensor.shape)
+
+
+def _check_scale(scale: float | Tensor | None, size: int, shape: tuple[int, ...]) -> float | Tensor:
+    if scale is None:
+        return 1.0 / math.sqrt(size)
+    if not isinstance(scale, Tensor):
+        if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat, torch.SymInt)):
+            raise EpanError("scale must be a number, a tensor or None", found=scale)
+        if isinstance(scale, (int, float)) and not math.isfinite(scale):
+            raise EpanError("scale must be finite", found=scale)
+        return scale
+    if not scale.is_floating_point():
+        raise EpanError("A tensor scale must be of floating point", found=str(scale.dtype))
+    if scale.dim() == 1 and scale.shape[0] > 1:
+        raise EpanError(
+            "A scale of one dimension is ambiguous", found=f"shape {tuple(scale.shape)}", fix="per head: scale.view(-1, 1, 1); per query: scale.view(-1, 1)"
+        )
+    _broadcasts(scale, shape, "scale")
+    return scale.to(torch.promote_types(scale.dtype, torch.float32))
+
+
+def _check_slopes(slopes: Tensor | None, batch: int, heads: int) -> Tensor | None:
+    if slopes is None:
+        return None
+    if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
+        raise EpanError("alibi_slopes must be a floating-point tensor", found=type(slopes).__name__)
+    if slopes.shape not in ((heads,), (batch, heads)):
+        raise EpanError("alibi_slopes has a wrong shape", found=tuple(slopes.shape), allowed=f"({heads},) or ({batch}, {heads})")
+    return slopes.reshape(-1, heads, 1, 1)
+
+
+def _check_offsets(offsets: Tensor, total: int, longest: int, name: str) -> None:
+    if not isinstance(offsets, Tensor) or offsets.dim() != 1 or offsets.is_floating_point() or offsets.shape[0] < 2:
+        found = f"{offsets.dtype} of shape {tuple(offsets.shape)}" if isinstance(offsets, Tensor) else type(offsets).__name__
+        raise EpanError(f"cu_seq_{name} must hold the integer offsets of the sequences", found=found, allowed="(sequences + 1,)")
+    # A look at the values would break tracing.
+    if is_traced():
+        return
+    values = offsets.tolist()
+    lengths = [b - a for a, b in zip(values, values[1:], strict=False)]
+    if values[0] != 0 or min(lengths) < 0 or values[-1] > total:
+        raise EpanError(
+            f"cu_seq_{name} must start at 0, never decrease, and end at most at the number of tokens",
+            found=f"{values[:4]}…{values[-1]} for {total} tokens",
+        )
+    if max(lengths) > longest:
+        raise EpanError(f"max_{name} is smaller than the longest sequence", found=f"{longest} < {max(lengths)}")
