@@ -45,7 +45,9 @@ class Polynomial(RectifiedPolynomial):
         order = self.order
         if isinstance(order, Tensor):
             if not order.is_floating_point():
-                raise EpanError("A tensor order must be of floating point", found=str(order.dtype), fix="use order.float()")
+                raise EpanError(
+                    "A tensor order must be of floating point", found=str(order.dtype), fix="use order.float()"
+                )
             # A look at the values would break tracing, and on a GPU would wait for it.
             if not is_traced() and order.device.type == "cpu" and not bool((order.detach() >= 1).all()):
                 raise _below_one(f"a tensor with minimum {float(order.detach().min()):.6g}")
@@ -56,7 +58,9 @@ class Polynomial(RectifiedPolynomial):
         if math.isnan(order) or order < 1:
             raise _below_one(repr(order))
         if math.isinf(order):
-            raise EpanError("The order of Polynomial must be finite", found=order, fix='use kernel="gaussian" for the limit')
+            raise EpanError(
+                "The order of Polynomial must be finite", found=order, fix='use kernel="gaussian" for the limit'
+            )
         object.__setattr__(self, "order", float(order))
         super().__post_init__()
 

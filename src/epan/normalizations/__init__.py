@@ -68,5 +68,9 @@ def get(spec: str | Mapping[str, object] | Normalization) -> Normalization:
         except TypeError as error:
             raise EpanError(f"Wrong parameters for the normalization {name!r}: {error}", found=dict(spec)) from None
     if isinstance(spec, type) and issubclass(spec, Normalization):
-        raise EpanError("A normalization class was passed", found=spec.__name__, fix="pass an instance, e.g. epan.Nearest(k=16)")
-    raise EpanError("A normalization is a name, an epan.Normalization, or a mapping with 'name'", found=spec, allowed=_NAMED)
+        raise EpanError(
+            "A normalization class was passed", found=spec.__name__, fix="pass an instance, e.g. epan.Nearest(k=16)"
+        )
+    raise EpanError(
+        "A normalization is a name, an epan.Normalization, or a mapping with 'name'", found=spec, allowed=_NAMED
+    )

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base import usable_maximum
+
 __all__ = ["solve_level", "sparse_rows"]
 
 # Rows are searched for candidates in pieces of about this many scores, and iterated on in smaller ones, for the caches.
@@ -173,13 +175,9 @@ class _Candidates:
         return _Candidates(padded.sub_(maximum), index, row, column, maximum, level)
 
 
-def usable_maximum(z: Tensor) -> Tensor:
-    """The maximum of each row (R, 1): 0 for a fully masked row, NaN for one that holds +inf."""
-    maximum = z.amax(-1, keepdim=True)
-    return maximum.masked_fill_(maximum == -math.inf, 0.0).masked_fill_(maximum == math.inf, math.nan)
-
-
-def sparse_rows(z: Tensor, order: float, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sparse_rows(
+    z: Tensor, order: float, out: Tensor, with_support: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Adaptive weights of complete rows, written to ``out``, on a CPU and without gradient.
 
     Parameters
@@ -190,7 +188,7 @@ def sparse_rows(z: Tensor, order: float, out: Tensor) -> tuple[Tensor, Tensor, T
 
     Returns
     -------
-    maximum, level, sum before the final division, support size; each (R, 1).
+    maximum, level, sum before the final division, support size (0 unless ``with_support``); each (R, 1).
     """
     results = []
     for chunk, target in zip(_pieces(z, SEARCH_ELEMENTS), _pieces(out, SEARCH_ELEMENTS), strict=True):
@@ -198,11 +196,11 @@ def sparse_rows(z: Tensor, order: float, out: Tensor) -> tuple[Tensor, Tensor, T
         if candidates is None:
             for piece, part in zip(_pieces(chunk, CHUNK_ELEMENTS), _pieces(target, CHUNK_ELEMENTS), strict=True):
                 maximum = usable_maximum(piece)
-                weights, level, total, support = _weights(piece - maximum, order)
+                weights, level, total, support = _weights(piece - maximum, order, None, with_support)
                 part.copy_(weights)
                 results.append((maximum, level, total, support))
             continue
-        weights, level, total, support = _weights(candidates.padded, order, candidates.level)
+        weights, level, total, support = _weights(candidates.padded, order, candidates.level, with_support)
         target.zero_()
         target.view(-1)[candidates.index] = weights[candidates.row, candidates.column].to(out.dtype)
         bad = torch.isnan(candidates.maximum)
@@ -214,15 +212,15 @@ def sparse_rows(z: Tensor, order: float, out: Tensor) -> tuple[Tensor, Tensor, T
     return maximum, level, total, support
 
 
-def _weights(x: Tensor, n: float, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _weights(x: Tensor, n: float, start: Tensor | None, with_support: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(weights, level, sum before the division, support size) of rows x ≤ 0 that hold every key of their support."""
     level = _newton(x, n, start)
     if level_is_log(n):
-        support = (x - level > -n).sum(-1, keepdim=True)
+        inside = torch.sign((x - level + n).relu_()) if with_support else None
         weights = torch.exp(n * torch.log1p(((x - level) / n).clamp_(min=-1.0)))
     else:
         base = torch.add(level, x, alpha=1.0 / n).relu_()
-        support = torch.sign(base).sum(-1, keepdim=True).nan_to_num_(0.0).long()
+        inside = torch.sign(base) if with_support else None
         if n == 1.0:
             weights = base
         elif n == 2.0:
@@ -233,4 +231,6 @@ def _weights(x: Tensor, n: float, start: Tensor | None = None) -> tuple[Tensor, 
             weights = base.pow_(n)
     total = weights.sum(-1, keepdim=True)
     weights /= torch.where(total == 0, 1.0, total)
+    # A float sum of signs is much quicker than a sum of booleans, and exact up to 2^24 keys.
+    support = torch.zeros_like(total) if inside is None else inside.sum(-1, keepdim=True).nan_to_num_(0.0)
     return weights, level, total, support

@@ -17,11 +17,15 @@ from .base import (
     Normalization,
     Rows,
     Stats,
-    centred_gradient,
     drop_minus_infinity,
+    mask_in_place,
     row_maximum,
     row_stats,
+    softmax_apply,
+    softmax_solve,
     softmax_weights,
+    usable_maximum,
+    weighted_gradient,
     where_allowed,
 )
 
@@ -61,7 +65,8 @@ class Adaptive(Normalization):
         order = kernel.order
         if not isinstance(order, Tensor) and scores.device.type == "cpu" and is_plain(scores):
             weights = torch.zeros_like(scores, memory_format=torch.contiguous_format)
-            _, stats = self._rows(where_allowed(scores, allowed, -math.inf), order, weights)
+            _, stats = self._rows(where_allowed(scores, allowed, -math.inf), order, weights, True)
+            assert stats is not None
             return weights, stats
         dtype = scores.dtype
         if isinstance(order, Tensor) and scores.device.type != "mps":
@@ -88,67 +93,71 @@ class Adaptive(Normalization):
         stats = row_stats(threshold.to(dtype), support, total.to(dtype), live)
         return weights, stats
 
-    def solve(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Rows, Stats]:
+    def solve(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, with_stats: bool = True
+    ) -> tuple[Tensor, Rows, Stats | None]:
         if not isinstance(kernel, RectifiedPolynomial):
-            weights, stats = softmax_weights(scores, allowed)
-            lse = torch.where(stats.support_size > 0, stats.partition, 0.0).unsqueeze(-1)
-            return weights, Rows(lse, torch.zeros_like(lse), torch.ones_like(lse)), stats
+            return softmax_solve(scores, allowed, with_stats)
         order = kernel.order
-        scores = where_allowed(scores, allowed, -math.inf)
+        scores = mask_in_place(scores, allowed)
         if not isinstance(order, Tensor) and scores.device.type == "cpu":
             scores = scores.contiguous()
-            rows, stats = self._rows(scores, order, scores)
+            rows, stats = self._rows(scores, order, scores, with_stats)
             return scores, rows, stats
-        maximum, live = row_maximum(scores, None)
+        maximum = usable_maximum(scores)
+        x = scores - maximum
         if isinstance(order, Tensor) and scores.device.type != "mps":
-            level = solve_level((scores - maximum).double(), order.double()).to(scores.dtype)
+            level = solve_level(x.double(), order.double()).to(scores.dtype)
         else:
-            level = solve_level(scores - maximum, order)
-        weights, _ = _value_and_slope(scores - maximum, None, level, kernel)
+            level = solve_level(x, order)
+        weights, _ = _value_and_slope(x, None, level, kernel)
         total = weights.sum(-1, keepdim=True)
-        divisor = torch.where(total == 0, 1.0, total)
-        height = 1.0 - level / order if level_is_log(order) else level
-        support = (weights > 0).sum(-1, keepdim=True)
-        stats = row_stats(maximum - order * height, support, total, live)
+        live = total != 0
+        divisor = torch.where(live, total, 1.0)
+        stats = None
+        if with_stats:
+            height = 1.0 - level / order if level_is_log(order) else level
+            stats = row_stats(maximum - order * height, (weights > 0).sum(-1, keepdim=True), total, live)
         return weights / divisor, Rows(maximum, level, divisor), stats
 
-    def _rows(self, scores: Tensor, order: float, out: Tensor) -> tuple[Rows, Stats]:
+    def _rows(self, scores: Tensor, order: float, out: Tensor, with_stats: bool) -> tuple[Rows, Stats | None]:
         """Weights of masked scores (−inf) into ``out`` by the compacting solver."""
         shape = (*scores.shape[:-1], 1)
         if scores.numel() == 0:
             blank = scores.new_zeros(shape)
-            return Rows(blank, blank, blank), row_stats(blank, blank.long(), blank, blank > 0)
+            return Rows(blank, blank, blank + 1), row_stats(blank, blank.long(), blank, blank > 0)
         flat = scores.contiguous().view(-1, scores.shape[-1])
-        maximum, level, total, support = sparse_rows(flat, order, out.view(-1, scores.shape[-1]))
+        target = out.view(-1, scores.shape[-1])
+        maximum, level, total, support = (t.view(shape) for t in sparse_rows(flat, order, target, with_stats))
         live = total != 0
-        if level_is_log(order):
-            threshold = maximum + level - order
-        else:
-            threshold = torch.addcmul(maximum, level, level.new_full((), order), value=-1)
-        stats = row_stats(threshold.view(shape), support.view(shape), total.view(shape), live.view(shape))
-        divisor = torch.where(live, total, 1.0)
-        return Rows(maximum.view(shape), level.view(shape), divisor.view(shape)), stats
+        stats = None
+        if with_stats:
+            threshold = maximum + level - order if level_is_log(order) else maximum - order * level
+            stats = row_stats(threshold, support.long(), total, live)
+        return Rows(maximum, level, torch.where(live, total, 1.0)), stats
 
     def apply(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows) -> Tensor:
         if not isinstance(kernel, RectifiedPolynomial):
-            return where_allowed(torch.exp(scores - rows.reference), allowed)
-        value, _ = _value_and_slope(scores - rows.reference, allowed, rows.level, kernel)
-        return value.div_(rows.divisor)
+            return softmax_apply(scores, allowed, rows)
+        x = mask_in_place(scores, allowed).sub_(rows.reference)
+        return _value_and_slope(x, None, rows.level, kernel)[0] / rows.divisor
 
-    def gradient(
-        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, weights: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def differentiate(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         if not isinstance(kernel, RectifiedPolynomial):
-            return centred_gradient(weights, grad, (weights * grad).sum(-1, keepdim=True)), None
-        x = scores - rows.reference
-        value, slope = _value_and_slope(x, allowed, rows.level, kernel)
+            weights = softmax_apply(scores, allowed, rows)
+            return weights, weighted_gradient(weights, weights, grad), None
+        x = mask_in_place(scores, allowed).sub_(rows.reference)
+        value, slope = _value_and_slope(x, None, rows.level, kernel)
+        weights = value / rows.divisor
         total = slope.sum(-1, keepdim=True)
-        mean = (slope * grad).sum(-1, keepdim=True) / torch.where(total == 0, 1.0, total)
+        mean = torch.einsum("...j,...j->...", slope, grad).unsqueeze(-1) / torch.where(total == 0, 1.0, total)
+        grad = grad.sub_(mean)
         grad_order = None
         if isinstance(kernel.order, Tensor):
-            shifted = where_allowed(x - rows.level, allowed, -math.inf)
-            grad_order = ((grad - mean) * kernel.order_derivative(shifted)).sum(-1, keepdim=True)
-        return centred_gradient(slope, grad, mean), grad_order
+            grad_order = (grad * kernel.order_derivative(x - rows.level)).sum(-1, keepdim=True)
+        return weights, grad.mul_(slope), grad_order
 
 
 def _value_and_slope(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -15,11 +14,15 @@ from .base import (
     Normalization,
     Rows,
     Stats,
-    centred_gradient,
     drop_minus_infinity,
+    mask_in_place,
     row_maximum,
     row_stats,
+    softmax_apply,
+    softmax_solve,
     softmax_weights,
+    usable_maximum,
+    weighted_gradient,
     where_allowed,
 )
 
@@ -72,34 +75,45 @@ class Anchored(Normalization):
         stats = row_stats((maximum - kernel.support).to(dtype), support, partition.to(dtype), live)
         return weights, stats
 
-    def solve(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Rows, Stats]:
-        weights, stats = self.weights(scores, allowed, kernel)
-        live = (stats.support_size > 0).unsqueeze(-1)
-        divisor = torch.where(live, stats.partition.unsqueeze(-1), 1.0)
+    def solve(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, with_stats: bool = True
+    ) -> tuple[Tensor, Rows, Stats | None]:
         if isinstance(kernel, Gaussian):
-            return weights, Rows(divisor, torch.zeros_like(divisor), torch.ones_like(divisor)), stats
-        maximum, _ = row_maximum(scores, allowed)
-        return weights, Rows(maximum, torch.zeros_like(maximum), divisor), stats
+            return softmax_solve(scores, allowed, with_stats)
+        scores = mask_in_place(scores, allowed)
+        maximum = usable_maximum(scores)
+        x = scores.sub_(maximum)
+        weights = kernel.profile(x)
+        total = weights.sum(-1, keepdim=True)
+        live = total != 0
+        divisor = torch.where(live, total, 1.0)
+        stats = None
+        if with_stats:
+            stats = row_stats(maximum - kernel.support, kernel.inside(x).sum(-1, keepdim=True), total, live)
+        return weights.div_(divisor), Rows(maximum, torch.zeros_like(maximum), divisor), stats
 
     def apply(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows) -> Tensor:
-        return where_allowed(kernel.profile(scores - rows.reference), allowed).div_(rows.divisor)
-
-    def gradient(
-        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, weights: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        mean = (weights * grad).sum(-1, keepdim=True)
         if isinstance(kernel, Gaussian):
-            return centred_gradient(weights, grad, mean), None
+            return softmax_apply(scores, allowed, rows)
+        return kernel.profile(mask_in_place(scores, allowed).sub_(rows.reference)).div_(rows.divisor)
+
+    def differentiate(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if isinstance(kernel, Gaussian):
+            weights = softmax_apply(scores, allowed, rows)
+            return weights, weighted_gradient(weights, weights, grad), None
+        scores = mask_in_place(scores, allowed)
         # The maximum is taken again from these scores, whose rounding may differ from that of the saved state.
-        maximum, _ = row_maximum(scores, allowed)
-        x = scores - maximum
-        slope = where_allowed(kernel.derivative(x), allowed) / rows.divisor
-        result = centred_gradient(slope, grad, mean)
-        tied = where_allowed((x == 0).to(result.dtype), allowed)
-        count = tied.sum(-1, keepdim=True).clamp_(min=1.0)
-        result -= tied * (result.sum(-1, keepdim=True) / count)
-        grad_order = None
+        x = scores.sub_(usable_maximum(scores))
+        weights = kernel.profile(x) / rows.divisor
+        by_order = None
         if isinstance(kernel, RectifiedPolynomial) and isinstance(kernel.order, Tensor):
-            by_order = where_allowed(kernel.order_derivative(x), allowed) / rows.divisor
-            grad_order = ((grad - mean) * by_order).sum(-1, keepdim=True)
-        return result, grad_order
+            by_order = kernel.order_derivative(x) / rows.divisor
+            mean = (weights * grad).sum(-1, keepdim=True)
+            by_order = ((grad - mean) * by_order).sum(-1, keepdim=True)
+        result = weighted_gradient(weights, kernel.derivative(x) / rows.divisor, grad)
+        tied = x == 0
+        count = tied.sum(-1, keepdim=True).clamp_(min=1)
+        result -= tied * (result.sum(-1, keepdim=True) / count)
+        return weights, result, by_order

@@ -81,8 +81,10 @@ class Normalization(ABC):
         allowed: bool, broadcastable to the scores, or None for all.
         """
 
-    def solve(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Rows, Stats]:
-        """Weights, row state and stats of complete rows, without gradient; may overwrite ``scores``."""
+    def solve(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, with_stats: bool = True
+    ) -> tuple[Tensor, Rows, Stats | None]:
+        """Weights, row state and, if wanted, stats of complete rows, without gradient; may overwrite ``scores``."""
         weights, stats = self.weights(scores, allowed, kernel)
         blank = torch.zeros_like(stats.partition).unsqueeze(-1)
         return weights, Rows(blank, blank, blank), stats
@@ -91,10 +93,13 @@ class Normalization(ABC):
         """The weights again from the state of the rows, for some or (unless ``is_local``) all keys."""
         return self.weights(scores, allowed, kernel)[0]
 
-    def gradient(
-        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, weights: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """∂L/∂scores and, for a tensor order, ∂L/∂order per row (..., 1), from ``grad`` = ∂L/∂weights."""
+    def differentiate(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The weights, ∂L/∂scores and, for a tensor order, ∂L/∂order per row (..., 1), from ``grad`` = ∂L/∂weights.
+
+        May overwrite ``scores`` and ``grad``.
+        """
         with torch.enable_grad():
             order = kernel.order if isinstance(kernel.order, Tensor) else None
             inputs = [scores.detach().requires_grad_()]
@@ -103,9 +108,11 @@ class Normalization(ABC):
                 kernel = type(kernel)(order)  # type: ignore[call-arg]
                 inputs.append(order)
             result, _ = self.weights(inputs[0], allowed, kernel)
-            grads = torch.autograd.grad(result, inputs, grad.to(result.dtype), allow_unused=True)
+            grads = [None] * len(inputs)
+            if result.requires_grad:
+                grads = list(torch.autograd.grad(result, inputs, grad.to(result.dtype), allow_unused=True))
         grad_scores = torch.zeros_like(scores) if grads[0] is None else grads[0]
-        return grad_scores, grads[1] if order is not None else None
+        return result.detach(), grad_scores, grads[1] if order is not None else None
 
 
 def where_allowed(values: Tensor, allowed: Tensor | None, other: float = 0.0) -> Tensor:
@@ -153,6 +160,48 @@ def row_stats(threshold: Tensor, support: Tensor, partition: Tensor, live: Tenso
         )
 
 
-def centred_gradient(slope: Tensor, grad: Tensor, mean: Tensor) -> Tensor:
-    """slope · (grad − mean), the shape that every rule's ∂L/∂scores has."""
-    return (grad - mean).mul_(slope)
+def mask_in_place(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """``scores`` with −inf at masked keys, overwritten."""
+    return scores if allowed is None else scores.masked_fill_(~allowed, -math.inf)
+
+
+def usable_maximum(z: Tensor) -> Tensor:
+    """The maximum of each row (..., 1) of scores masked by −inf: 0 for a fully masked row, NaN for one that holds +inf."""
+    if z.shape[-1] == 0:
+        return z.new_zeros((*z.shape[:-1], 1))
+    maximum = z.amax(-1, keepdim=True)
+    return maximum.masked_fill_(maximum == -math.inf, 0.0).masked_fill_(maximum == math.inf, math.nan)
+
+
+def live_rows(z: Tensor) -> Tensor:
+    """Whether each row (..., 1) of scores masked by −inf has any key."""
+    if z.shape[-1] == 0:
+        return torch.zeros((*z.shape[:-1], 1), dtype=torch.bool, device=z.device)
+    return z.amax(-1, keepdim=True) != -math.inf
+
+
+def softmax_solve(scores: Tensor, allowed: Tensor | None, with_stats: bool) -> tuple[Tensor, Rows, Stats | None]:
+    """Gaussian weights of complete rows without gradient; the reference of a row is its logsumexp."""
+    scores = mask_in_place(scores, allowed)
+    maximum = usable_maximum(scores)
+    weights = torch.exp(scores - maximum)
+    total = weights.sum(-1, keepdim=True)
+    live = total != 0
+    safe = torch.where(live, total, 1.0)
+    weights /= safe
+    lse = maximum + safe.log()
+    stats = None
+    if with_stats:
+        count = (scores != -math.inf).sum(-1, keepdim=True)
+        stats = row_stats(torch.full_like(lse, -math.inf), count, lse, live)
+    return weights, Rows(lse, torch.zeros_like(lse), torch.ones_like(lse)), stats
+
+
+def softmax_apply(scores: Tensor, allowed: Tensor | None, rows: Rows) -> Tensor:
+    return mask_in_place(scores, allowed).sub_(rows.reference).exp_()
+
+
+def weighted_gradient(weights: Tensor, slope: Tensor, grad: Tensor) -> Tensor:
+    """slope · (grad − Σ w·grad): ∂L/∂scores of any rule of the form φ/Σφ; overwrites ``grad``."""
+    mean = torch.einsum("...j,...j->...", weights, grad).unsqueeze(-1)
+    return grad.sub_(mean).mul_(slope)

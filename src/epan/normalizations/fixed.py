@@ -15,11 +15,16 @@ from .base import (
     Normalization,
     Rows,
     Stats,
-    centred_gradient,
     drop_minus_infinity,
+    live_rows,
+    mask_in_place,
     row_maximum,
     row_stats,
+    softmax_apply,
+    softmax_solve,
     softmax_weights,
+    usable_maximum,
+    weighted_gradient,
     where_allowed,
 )
 
@@ -68,7 +73,9 @@ class Fixed(Normalization):
                 'pass similarity="euclidean"',
             )
         if isinstance(kernel, Uniform) and kernel.radius is None:
-            raise EpanError("kernel='uniform' has no radius here", fix="pass kernel=epan.Uniform(radius=h), or epan.Nearest(k)")
+            raise EpanError(
+                "kernel='uniform' has no radius here", fix="pass kernel=epan.Uniform(radius=h), or epan.Nearest(k)"
+            )
 
     def weights(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Stats]:
         if isinstance(kernel, Gaussian):
@@ -82,7 +89,9 @@ class Fixed(Normalization):
         full = _within_reach(kernel, top, live)
         # Relative to its largest value a profile cannot underflow; the ratio does not depend on it.
         pivot = torch.where(full, top, 0.0)
-        value = where_allowed(kernel.relative_profile(torch.where(allowed & full, scores, pivot), pivot), allowed & full)
+        value = where_allowed(
+            kernel.relative_profile(torch.where(allowed & full, scores, pivot), pivot), allowed & full
+        )
         partition = value.sum(-1, keepdim=True)
         weights = value / torch.where(full, partition, 1.0)
         support = (kernel.inside(scores) & allowed & full).sum(-1, keepdim=True)
@@ -104,51 +113,60 @@ class Fixed(Normalization):
         stats = row_stats(threshold.to(dtype), support + count, partition.to(dtype), live)
         return weights, stats
 
-    def solve(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel) -> tuple[Tensor, Rows, Stats]:
-        weights, stats = self.weights(scores, allowed, kernel)
+    def solve(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, with_stats: bool = True
+    ) -> tuple[Tensor, Rows, Stats | None]:
         if isinstance(kernel, Gaussian):
-            lse = torch.where(stats.support_size > 0, stats.partition, 0.0).unsqueeze(-1)
-            return weights, Rows(lse, torch.zeros_like(lse), torch.ones_like(lse)), stats
-        top, live = row_maximum(scores, allowed)
+            return softmax_solve(scores, allowed, with_stats)
+        scores = mask_in_place(scores, allowed)
+        top, live = usable_maximum(scores), live_rows(scores)
         full = _within_reach(kernel, top, live)
-        pivot = torch.where(full, top, 0.0)
-        relative = where_allowed(kernel.relative_profile(torch.where(full, scores, pivot), pivot), allowed)
-        # The level says what kind of row it is: 1 within reach, 0 empty, −1 fully masked; the reference is its pivot or top.
+        if with_stats or not bool((full | ~live).all()):
+            weights, stats = self.weights(scores, None, kernel)
+        else:
+            weights, stats = kernel.relative_profile(scores, torch.where(full, top, 0.0)), None
+            weights /= torch.where(live, weights.sum(-1, keepdim=True), 1.0)
+        # The level says what kind of row it is: 1 within reach, 0 empty, −1 fully masked.
         level = torch.where(full, 1.0, torch.where(live, 0.0, -1.0)).to(scores.dtype)
-        count = stats.support_size.unsqueeze(-1).clamp(min=1).to(scores.dtype)
-        divisor = torch.where(full, relative.sum(-1, keepdim=True), count)
+        # A weight of the nearest key is 1/Σφ relative to the top, and 1/count in an empty row.
+        peak = weights.amax(-1, keepdim=True) if weights.shape[-1] else torch.zeros_like(top)
+        divisor = torch.where(peak > 0, 1.0 / peak, torch.where(torch.isnan(peak), peak, 1.0))
         return weights, Rows(top, level, divisor), stats
 
     def apply(self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows) -> Tensor:
         if isinstance(kernel, Gaussian):
-            return where_allowed(torch.exp(scores - rows.reference), allowed)
+            return softmax_apply(scores, allowed, rows)
+        scores = mask_in_place(scores, allowed)
         full = rows.level > 0.5
+        if bool(full.all()):
+            return kernel.relative_profile(scores, rows.reference).div_(rows.divisor)
         pivot = torch.where(full, rows.reference, 0.0)
-        value = kernel.relative_profile(torch.where(full, scores, pivot), pivot)
+        value = kernel.relative_profile(torch.where(full, scores, -math.inf), pivot)
         if self.empty == "nearest":
             # Where scores were computed in another order of summation the nearest key is still the row's best.
-            best, _ = row_maximum(scores, allowed)
-            other = (scores == best).to(value.dtype)
+            other = (scores == usable_maximum(scores)).to(value.dtype)
         else:
-            other = torch.full_like(value, 1.0 if self.empty == "uniform" else 0.0)
-        value = torch.where(full, value, torch.where(rows.level > -0.5, other, 0.0))
-        return where_allowed(value, allowed) / rows.divisor
+            other = (scores != -math.inf).to(value.dtype) * (1.0 if self.empty == "uniform" else 0.0)
+        return torch.where(rows.level == 0, other, value).div_(rows.divisor)
 
-    def gradient(
-        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, weights: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        mean = (weights * grad).sum(-1, keepdim=True)
+    def differentiate(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         if isinstance(kernel, Gaussian):
-            return centred_gradient(weights, grad, mean), None
+            weights = softmax_apply(scores, allowed, rows)
+            return weights, weighted_gradient(weights, weights, grad), None
+        scores = mask_in_place(scores, allowed)
+        weights = self.apply(scores, None, kernel, rows)
         full = rows.level > 0.5
         pivot = torch.where(full, rows.reference, 0.0)
-        x = torch.where(full, scores, pivot)
-        slope = where_allowed(kernel.relative_derivative(x, pivot), allowed) * full / rows.divisor
+        x = scores if bool(full.all()) else torch.where(full, scores, -math.inf)
         grad_order = None
         if isinstance(kernel, RectifiedPolynomial) and isinstance(kernel.order, Tensor):
-            by_order = where_allowed(kernel.order_derivative(x), allowed) * full / (rows.divisor * kernel.profile(pivot))
+            mean = (weights * grad).sum(-1, keepdim=True)
+            by_order = kernel.order_derivative(x) / (rows.divisor * kernel.profile(pivot))
             grad_order = ((grad - mean) * by_order).sum(-1, keepdim=True)
-        return centred_gradient(slope, grad, mean), grad_order
+        slope = kernel.relative_derivative(x, pivot).div_(rows.divisor)
+        return weights, weighted_gradient(weights, slope, grad), grad_order
 
 
 def _within_reach(kernel: Kernel, top: Tensor, live: Tensor) -> Tensor:

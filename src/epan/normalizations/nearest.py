@@ -11,7 +11,16 @@ from torch import Tensor
 
 from ..errors import EpanError, UnsupportedError
 from ..kernels import Gaussian, Kernel, Uniform
-from .base import Normalization, Rows, Stats, centred_gradient, drop_minus_infinity, row_maximum, row_stats, where_allowed
+from .base import (
+    Normalization,
+    Rows,
+    Stats,
+    drop_minus_infinity,
+    row_maximum,
+    row_stats,
+    weighted_gradient,
+    where_allowed,
+)
 
 __all__ = ["Nearest"]
 
@@ -98,9 +107,10 @@ class Nearest(Normalization):
             support = (member > 0).sum(-1, keepdim=True)
         return weights, row_stats(below, support, partition, live)
 
-    def gradient(
-        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, weights: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(kernel, Gaussian):
-            return torch.zeros_like(scores), None
-        return centred_gradient(weights, grad, (weights * grad).sum(-1, keepdim=True)), None
+    def differentiate(
+        self, scores: Tensor, allowed: Tensor | None, kernel: Kernel, rows: Rows, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        weights, _ = self.weights(scores, allowed, kernel)
+        if isinstance(kernel, Gaussian):
+            return weights, weighted_gradient(weights, weights, grad), None
+        return weights, torch.zeros_like(weights), None

@@ -150,7 +150,9 @@ def attention(
     slopes = _check_slopes(alibi_slopes, batch, heads)
     masking = Masking(q_len, k_len, mask, left, right, slopes, offset)
     beta = _check_scale(scale, query.shape[-1], (batch, heads, q_len, 1))
-    out, stats = _dispatch(query, key, value, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend)
+    out, stats = _dispatch(
+        query, key, value, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend
+    )
     if three:
         out, stats = out.squeeze(1), Stats(*(field.squeeze(1) for field in stats))
     return (out, stats) if return_stats else out
@@ -215,7 +217,9 @@ def attention_varlen(
     if cu_seq_k is not cu_seq_q or max_k != max_q or key.shape[0] != query.shape[0]:
         _check_offsets(cu_seq_k, key.shape[0], max_k, "k")
     if cu_seq_q.shape != cu_seq_k.shape:
-        raise EpanError("cu_seq_q and cu_seq_k hold different numbers of sequences", found=f"{len(cu_seq_q)}, {len(cu_seq_k)}")
+        raise EpanError(
+            "cu_seq_q and cu_seq_k hold different numbers of sequences", found=f"{len(cu_seq_q)}, {len(cu_seq_k)}"
+        )
     q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
     _, heads, q_len, k_len = _check_shapes(q, k, v, True)
     left, right = combine_window(is_causal, window, None)
@@ -224,7 +228,9 @@ def attention_varlen(
     if isinstance(scale, Tensor):
         if scale.shape not in ((heads, 1), (q_len, heads, 1), (1, heads, 1), (q_len, 1, 1)):
             raise EpanError(
-                "scale of packed sequences has a wrong shape", found=tuple(scale.shape), allowed=f"({heads}, 1) or ({q_len}, {heads}, 1)"
+                "scale of packed sequences has a wrong shape",
+                found=tuple(scale.shape),
+                allowed=f"({heads}, 1) or ({q_len}, {heads}, 1)",
             )
         scale = scale.expand(q_len, heads, 1).transpose(0, 1).unsqueeze(0)
     beta = _check_scale(scale, q.shape[-1], (1, heads, q_len, 1))
@@ -267,7 +273,9 @@ def _dispatch(
         _announce(backend, reason)
     elif backend == "tiled" and is_traced() and not torch.compiler.is_compiling():
         raise UnsupportedError(
-            "backend='tiled' under vmap, jvp or another functorch transform", "its operator is opaque to them", 'use backend="eager"'
+            "backend='tiled' under vmap, jvp or another functorch transform",
+            "its operator is opaque to them",
+            'use backend="eager"',
         )
     euclidean = similarity == "euclidean"
     device_type = query.device.type
@@ -277,7 +285,16 @@ def _dispatch(
                 query, key, value, masking, scale, kernel, rule, euclidean=euclidean, dropout_p=dropout_p
             )
         return tiled_attention(
-            query, key, value, masking, scale, kernel, rule, euclidean=euclidean, dropout_p=dropout_p, with_stats=with_stats
+            query,
+            key,
+            value,
+            masking,
+            scale,
+            kernel,
+            rule,
+            euclidean=euclidean,
+            dropout_p=dropout_p,
+            with_stats=with_stats,
         )
 
 
@@ -333,7 +350,9 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
             fix="cast them to one dtype, e.g. key.to(query.dtype)",
         )
     if not query.device == key.device == value.device:
-        raise EpanError("query, key and value are on different devices", found=f"{query.device}, {key.device}, {value.device}")
+        raise EpanError(
+            "query, key and value are on different devices", found=f"{query.device}, {key.device}, {value.device}"
+        )
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if query.shape[0] != key.shape[0] or key.shape[:3] != value.shape[:3]:
         raise EpanError("The batch sizes, key heads or key lengths do not match", found=shapes)
@@ -344,7 +363,11 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
     heads, key_heads = query.shape[1], key.shape[1]
     if heads != key_heads:
         if not enable_gqa:
-            raise EpanError("query and key differ in the number of heads", found=shapes, fix="pass enable_gqa=True to share key heads")
+            raise EpanError(
+                "query and key differ in the number of heads",
+                found=shapes,
+                fix="pass enable_gqa=True to share key heads",
+            )
         if key_heads == 0 or heads % key_heads != 0:
             raise EpanError("The number of query heads is no multiple of the number of key heads", found=shapes)
     return query.shape[0], heads, query.shape[2], key.shape[2]
@@ -356,7 +379,9 @@ def _broadcasts(tensor: Tensor, shape: tuple[int, ...], what: str) -> None:
     except RuntimeError:
         fits = False
     if not fits:
-        raise EpanError(f"{what} does not broadcast", found=f"shape {tuple(tensor.shape)}", allowed=f"broadcastable to {shape}")
+        raise EpanError(
+            f"{what} does not broadcast", found=f"shape {tuple(tensor.shape)}", allowed=f"broadcastable to {shape}"
+        )
 
 
 def _four(tensor: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
@@ -378,7 +403,9 @@ def _check_scale(scale: float | Tensor | None, size: int, shape: tuple[int, ...]
         raise EpanError("A tensor scale must be of floating point", found=str(scale.dtype))
     if scale.dim() == 1 and scale.shape[0] > 1:
         raise EpanError(
-            "A scale of one dimension is ambiguous", found=f"shape {tuple(scale.shape)}", fix="per head: scale.view(-1, 1, 1); per query: scale.view(-1, 1)"
+            "A scale of one dimension is ambiguous",
+            found=f"shape {tuple(scale.shape)}",
+            fix="per head: scale.view(-1, 1, 1); per query: scale.view(-1, 1)",
         )
     _broadcasts(scale, shape, "scale")
     return scale.to(torch.promote_types(scale.dtype, torch.float32))
@@ -390,14 +417,22 @@ def _check_slopes(slopes: Tensor | None, batch: int, heads: int) -> Tensor | Non
     if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
         raise EpanError("alibi_slopes must be a floating-point tensor", found=type(slopes).__name__)
     if slopes.shape not in ((heads,), (batch, heads)):
-        raise EpanError("alibi_slopes has a wrong shape", found=tuple(slopes.shape), allowed=f"({heads},) or ({batch}, {heads})")
+        raise EpanError(
+            "alibi_slopes has a wrong shape", found=tuple(slopes.shape), allowed=f"({heads},) or ({batch}, {heads})"
+        )
     return slopes.reshape(-1, heads, 1, 1)
 
 
 def _check_offsets(offsets: Tensor, total: int, longest: int, name: str) -> None:
     if not isinstance(offsets, Tensor) or offsets.dim() != 1 or offsets.is_floating_point() or offsets.shape[0] < 2:
-        found = f"{offsets.dtype} of shape {tuple(offsets.shape)}" if isinstance(offsets, Tensor) else type(offsets).__name__
-        raise EpanError(f"cu_seq_{name} must hold the integer offsets of the sequences", found=found, allowed="(sequences + 1,)")
+        found = (
+            f"{offsets.dtype} of shape {tuple(offsets.shape)}"
+            if isinstance(offsets, Tensor)
+            else type(offsets).__name__
+        )
+        raise EpanError(
+            f"cu_seq_{name} must hold the integer offsets of the sequences", found=found, allowed="(sequences + 1,)"
+        )
     # A look at the values would break tracing.
     if is_traced():
         return

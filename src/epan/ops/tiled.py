@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._intern import lookup
 from ..errors import UnsupportedError
-from ..kernels import Kernel, Polynomial
+from ..kernels import Gaussian, Kernel, Polynomial
 from ..masks import Masking, Packing
 from ..normalizations import Normalization, Rows, Stats
 
@@ -90,14 +90,6 @@ def _blocks(batch: int, heads: int, q_len: int, k_len: int) -> Iterator[_Block]:
                 number += 1
 
 
-def _raw_scores(q: Tensor, k: Tensor, euclidean: bool) -> Tensor:
-    raw = q @ k.transpose(-2, -1)
-    if euclidean:
-        raw -= (q * q).sum(-1, keepdim=True) / 2
-        raw -= (k * k).sum(-1).unsqueeze(-2) / 2
-    return raw
-
-
 def _dropout_factor(call: _Call, block: _Block, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
     """0 or 1/(1 − p) for each weight of a block: the same in both passes, from the seed and the block's number."""
     generator = torch.Generator(device=device)
@@ -139,6 +131,14 @@ class _Pass:
             self.k, self.v = torch.where(good, self.k, 0.0), torch.where(good, self.v, 0.0)
         self.scale = scale.to(self.dtype)
         self.order = order
+        # Scaling the queries, in the working precision, spares a pass over the scores. Two more columns make the product
+        # the euclidean score: β(q·k − ‖q‖²/2 − ‖k‖²/2).
+        self.q_scaled, self.k_full = self.q * self.scale, self.k
+        if call.euclidean:
+            norm_q, norm_k = (self.q * self.q).sum(-1, keepdim=True) / 2, (self.k * self.k).sum(-1, keepdim=True) / 2
+            scale_column = self.scale.expand(norm_q.shape)
+            self.q_scaled = torch.cat((self.q_scaled, -norm_q * scale_column, -scale_column), -1)
+            self.k_full = torch.cat((self.k, torch.ones_like(norm_k), norm_k), -1)
         packing = call.masking.packing
         self.bounds = None if packing is None else (packing.cu_q.tolist(), packing.cu_k.tolist())
         self.segments = None if packing is None else packing.segments(call.masking.q_len, call.masking.k_len)
@@ -150,21 +150,21 @@ class _Pass:
             yield block, start // KEY_TILE * KEY_TILE, stop
 
     def scores(
-        self, block: _Block, columns: slice | Tensor, keep_raw: bool = False
+        self, block: _Block, columns: slice | Tensor, want_clamped: bool = False
     ) -> tuple[Tensor, Tensor | None, Kernel, Tensor | None]:
-        """(scores, allowed, kernel, unscaled and unclamped scores if wanted) of a block against some keys."""
-        k = _take(block.of(self.k, rows=False), columns)
-        scale = block.of(self.scale)
-        raw = _raw_scores(block.of(self.q), k, self.call.euclidean)
-        scores = raw.clamp(max=0.0) if self.call.euclidean else raw
-        scores = scores * scale if keep_raw and scores is raw else scores.mul_(scale)
+        """(scores, allowed, kernel, and if wanted where the clamp at distance zero acted) of a block against some keys."""
+        scores = block.of(self.q_scaled) @ _take(block.of(self.k_full, rows=False), columns).transpose(-2, -1)
+        clamped = None
+        if self.call.euclidean:
+            clamped = scores > 0 if want_clamped else None
+            scores.clamp_(max=0.0)
         allowed, bias = self.call.masking.block(
             block.rows, columns, block.batch, block.heads, self.segments, scores.device, self.dtype
         )
         if bias is not None:
             scores += bias
         order = None if self.order is None else block.of(self.order)
-        return scores, allowed, self.call.kernel_at(scale, order), raw if keep_raw else None
+        return scores, allowed, self.call.kernel_at(block.of(self.scale), order), clamped
 
 
 def _take(tensor: Tensor, columns: slice | Tensor) -> Tensor:
@@ -172,11 +172,18 @@ def _take(tensor: Tensor, columns: slice | Tensor) -> Tensor:
     return tensor[:, :, columns] if isinstance(columns, slice) else tensor.index_select(2, columns)
 
 
-def _active_tiles(weights: Tensor) -> Tensor:
+def _is_compact(kernel: Kernel, normalization: Normalization) -> bool:
+    """False if every allowed key has weight, so that looking for tiles without is in vain."""
+    return not isinstance(kernel, Gaussian) or normalization.name == "nearest"
+
+
+def _active_tiles(weights: Tensor, search: bool) -> Tensor:
     """(B, H, tiles): whether any weight of the block is not zero in each tile of keys; NaN counts."""
     width = weights.shape[-1]
-    used = weights.amax(-2) != 0
     tiles = -(-width // KEY_TILE)
+    if tiles <= 2 or not search:
+        return torch.ones((*weights.shape[:2], tiles), dtype=torch.bool, device=weights.device)
+    used = weights.amax(-2) != 0
     used = torch.nn.functional.pad(used, (0, tiles * KEY_TILE - width))
     return used.unflatten(-1, (tiles, KEY_TILE)).any(-1)
 
@@ -211,13 +218,13 @@ def _forward(work: _Pass, with_stats: bool) -> tuple[Tensor, ...]:
         scores, allowed, kernel, _ = work.scores(block, columns)
         if work.bad_q is not None or work.bad_k is not None:
             block.of(bad).copy_(_reached(work, block, allowed, columns))
-        weights, rows, stats = call.normalization.solve(scores, allowed, kernel)
+        weights, rows, stats = call.normalization.solve(scores, allowed, kernel, with_stats)
         for whole, part in zip((reference, level, divisor), rows, strict=True):
             block.of(whole).copy_(part)
-        if with_stats:
+        if stats is not None and with_stats:
             for whole, part in zip((threshold, support, partition), stats, strict=True):
                 block.of(whole).copy_(part)
-        tiles = _active_tiles(weights)
+        tiles = _active_tiles(weights, search=_is_compact(kernel, call.normalization))
         block.of(active, rows=False)[:, :, block.row_block, start // KEY_TILE :][..., : tiles.shape[-1]] = tiles
         columns = _active_columns(tiles, start, stop)
         if call.dropout_p > 0:
@@ -238,7 +245,11 @@ def _bitmap_shape(batch: int, heads: int, q_len: int, k_len: int) -> tuple[int, 
 
 def _reached(work: _Pass, block: _Block, allowed: Tensor | None, columns: slice) -> Tensor:
     """Queries of the block that are non-finite themselves or may see a non-finite key or value."""
-    shape = (block.batch.stop - block.batch.start, block.heads.stop - block.heads.start, block.rows.stop - block.rows.start)
+    shape = (
+        block.batch.stop - block.batch.start,
+        block.heads.stop - block.heads.start,
+        block.rows.stop - block.rows.start,
+    )
     reached = torch.zeros(shape, dtype=torch.bool, device=work.q.device)
     if work.bad_k is not None:
         bad_k = block.of(work.bad_k, rows=False)[..., columns].unsqueeze(-2)
@@ -255,7 +266,7 @@ def _backward(work: _Pass, grad_out: Tensor, rows: Rows, active: Tensor, bad: Te
     grad_out = grad_out.to(work.dtype)
     if bool(bad.any()):
         grad_out = torch.where(bad.unsqueeze(-1), 0.0, grad_out)
-    local = call.normalization.is_local
+    local, only_values = call.normalization.is_local, needs.keys() <= {"v"}
     for block, start, stop in work.blocks():
         if stop <= start:
             continue
@@ -263,24 +274,28 @@ def _backward(work: _Pass, grad_out: Tensor, rows: Rows, active: Tensor, bad: Te
         columns = _active_columns(tiles, start, stop) if local else slice(start, stop)
         if not isinstance(columns, slice) and columns.numel() == 0:
             continue
-        scores, allowed, kernel, raw = work.scores(block, columns, keep_raw="scale" in needs or call.euclidean)
+        scores, allowed, kernel, clamped = work.scores(block, columns, want_clamped=True)
         state = Rows(*(block.of(t) for t in rows))
-        weights = call.normalization.apply(scores, allowed, kernel, state)
         g = block.of(grad_out)
-        v = _take(block.of(work.v, rows=False), columns)
-        grad_weights = g @ v.transpose(-2, -1)
-        dropped = weights
+        factor = None
         if call.dropout_p > 0:
-            shape = torch.Size((*weights.shape[:-1], stop - start))
-            factor = _dropout_factor(call, block, shape, weights.device, weights.dtype)
+            shape = torch.Size((*scores.shape[:-1], stop - start))
+            factor = _dropout_factor(call, block, shape, scores.device, scores.dtype)
             factor = factor if isinstance(columns, slice) else factor.index_select(-1, columns - start)
-            grad_weights *= factor
-            dropped = weights * factor
+        if only_values:
+            weights = call.normalization.apply(scores, allowed, kernel, state)
+        else:
+            grad_weights = g @ _take(block.of(work.v, rows=False), columns).transpose(-2, -1)
+            if factor is not None:
+                grad_weights *= factor
+            weights, grad_scores, grad_order = call.normalization.differentiate(
+                scores, allowed, kernel, state, grad_weights
+            )
         if "v" in needs:
+            dropped = weights if factor is None else weights * factor
             _add(needs["v"], block, columns, dropped.transpose(-2, -1) @ g)
-        if len(needs) == ("v" in needs):
+        if only_values:
             continue
-        grad_scores, grad_order = call.normalization.gradient(scores, allowed, kernel, state, weights, grad_weights)
         if "order" in needs and grad_order is not None:
             block.of(needs["order"]).add_(grad_order)
         if "mask" in needs:
@@ -288,29 +303,35 @@ def _backward(work: _Pass, grad_out: Tensor, rows: Rows, active: Tensor, bad: Te
         if "slopes" in needs:
             distance = call.masking.distance(block.rows, columns, work.segments, grad_scores.device).to(work.dtype)
             _add_slopes(needs["slopes"], block, grad_scores, distance)
-        if raw is not None and call.euclidean:
+        if clamped is not None:
             # Beyond the clamp at distance zero there is no gradient, neither to the inputs nor (z = 0) to the scale.
-            grad_scores = torch.where(raw > 0, 0.0, grad_scores)
-        if raw is not None and "scale" in needs:
-            block.of(needs["scale"]).add_((grad_scores * raw).sum(-1, keepdim=True))
-        grad_scores = grad_scores * block.of(work.scale)
+            grad_scores = grad_scores.masked_fill(clamped, 0.0)
         _add_products(work, needs, block, columns, grad_scores)
 
 
 def _add_products(
     work: _Pass, needs: dict[str, Tensor], block: _Block, columns: slice | Tensor, grad_scores: Tensor
 ) -> None:
-    """∂L/∂q and ∂L/∂k from the gradient of the unscaled scores."""
-    q = block.of(work.q)
-    if "q" in needs:
-        grad_q = grad_scores @ _take(block.of(work.k, rows=False), columns)
-        if work.call.euclidean:
-            grad_q -= grad_scores.sum(-1, keepdim=True) * q
-        block.of(needs["q"]).copy_(grad_q)
+    """∂L/∂q, ∂L/∂scale and ∂L/∂k; the two columns of the euclidean product bring the sums that they need."""
+    q, euclidean, size = block.of(work.q), work.call.euclidean, work.q.shape[-1]
+    k = _take(block.of(work.k_full, rows=False), columns)
+    if "q" in needs or "scale" in needs:
+        moment = grad_scores @ k
+        towards = moment[..., :size]
+        if "scale" in needs:
+            grad_scale = (q * towards).sum(-1, keepdim=True)
+            if euclidean:
+                grad_scale -= (q * q).sum(-1, keepdim=True) / 2 * moment[..., size : size + 1] + moment[..., size + 1 :]
+            block.of(needs["scale"]).add_(grad_scale)
+        if "q" in needs:
+            if euclidean:
+                towards = towards - moment[..., size : size + 1] * q
+            block.of(needs["q"]).copy_(towards * block.of(work.scale))
     if "k" in needs:
-        grad_k = grad_scores.transpose(-2, -1) @ q
-        if work.call.euclidean:
-            grad_k -= grad_scores.sum(-2).unsqueeze(-1) * _take(block.of(work.k, rows=False), columns)
+        moment = grad_scores.transpose(-2, -1) @ block.of(work.q_scaled)
+        grad_k = moment[..., :size]
+        if euclidean:
+            grad_k = grad_k + moment[..., size + 1 :] * k[..., :size]
         _add(needs["k"], block, columns, grad_k)
 
 
@@ -488,9 +509,7 @@ def _(
     wanted: list[int],
 ) -> list[Tensor]:
     likes = (q, k, v, scale, order, mask, slopes)
-    return [
-        like.new_empty(like.shape) for like, flag in zip(likes, wanted, strict=True) if flag and like is not None
-    ]
+    return [like.new_empty(like.shape) for like, flag in zip(likes, wanted, strict=True) if flag and like is not None]
 
 
 def _setup(ctx: object, inputs: tuple, output: tuple) -> None:
@@ -518,7 +537,9 @@ _tiled.register_autograd(_differentiate, setup_context=_setup)
 
 
 def _no_second_derivative(ctx: object, *_: object) -> None:
-    raise UnsupportedError("A second derivative on backend='tiled'", "its backward pass is opaque", 'use backend="eager"')
+    raise UnsupportedError(
+        "A second derivative on backend='tiled'", "its backward pass is opaque", 'use backend="eager"'
+    )
 
 
 _tiled_backward.register_autograd(_no_second_derivative, setup_context=lambda ctx, inputs, output: None)
@@ -552,7 +573,9 @@ def tiled_attention(
     packing = masking.packing
     if kernel.handle < 0 and order is None:
         raise UnsupportedError(
-            f"kernel {kernel.name!r} on backend='tiled'", "the kernel object was not initialised", "call super().__post_init__()"
+            f"kernel {kernel.name!r} on backend='tiled'",
+            "the kernel object was not initialised",
+            "call super().__post_init__()",
         )
     out, _, _, _, threshold, support, partition, _, _ = _tiled(
         q_BHLD,
@@ -572,4 +595,3 @@ def tiled_attention(
         with_stats,
     )
     return out, Stats(threshold.detach(), support, partition.detach())
-

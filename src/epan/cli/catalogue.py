@@ -1,0 +1,27 @@
+"""The commands: name, where it is found, what it does. Nothing is imported to list them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["COMMANDS", "LAB", "Command"]
+
+# What `pip install "epan[lab]"` brings; the commands need it.
+LAB = ("accelerate", "cyclopts", "matplotlib", "numpy", "rich", "safetensors")
+
+
+class Command(NamedTuple):
+    """``module:function`` and one line for the help."""
+
+    target: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command("epan.cli.demo:demo", "Train five attention methods on a small task and open the comparison."),
+    "train": Command("epan.cli.train:train", "Train one model on one task."),
+    "eval": Command("epan.cli.eval:evaluate", "Test a trained run, also on lengths it never saw."),
+    "sweep": Command("epan.cli.sweep:sweep", "Train many runs that a Python file lists, several at a time."),
+    "report": Command("epan.cli.report:report", "Make one HTML page with figures and tables from run records."),
+    "doctor": Command("epan.cli.doctor:doctor", "Check this installation: versions, device, backends, self-tests."),
+}

@@ -1,0 +1,112 @@
+"""What the commands print: lines, tables, numbers; rich where there is a terminal, plain text elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from epan.errors import EpanError
+
+__all__ = ["console", "duration", "evaluation_table", "is_terminal", "lengths", "number", "print_table", "share"]
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def console() -> Any:
+    """A rich console on standard output; wide enough for every table where there is no terminal to wrap at."""
+    from rich.console import Console
+
+    width = None if is_terminal() else max(160, shutil.get_terminal_size().columns)
+    return Console(width=width, highlight=False, soft_wrap=not is_terminal())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table with the first column to the left and numbers to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE if is_terminal() else box.ASCII2, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def share(value: Any) -> str:
+    """``0.984`` → ``98.4%``; never rounded up to 100 % or down to 0 %."""
+    if not isinstance(value, int | float):
+        return "-"
+    percent = 100 * value
+    return f"{percent:.0f}%" if percent in (0.0, 100.0) else f"{min(max(percent, 0.1), 99.9):.1f}%"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    return f"{value:,.{digits}g}" if isinstance(value, int | float) else "-"
+
+
+def duration(seconds: float) -> str:
+    """``75`` → ``1:15``, ``4000`` → ``1:06:40``."""
+    if not 0 <= seconds < float("inf"):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
+    """The eval records of one run as a table."""
+    columns = [
+        "length",
+        "exact match",
+        "95% interval",
+        "token accuracy",
+        "loss",
+        "keys/query",
+        "density",
+        "empty rows",
+        "sequences",
+    ]
+    if not any(entry.get("empty_rows") for entry in entries):
+        columns.remove("empty rows")
+    rows = []
+    for entry in entries:
+        low, high = entry.get("exact_match_low"), entry.get("exact_match_high")
+        cells = {
+            "length": f"{entry.get('length', '-')}",
+            "exact match": share(entry.get("exact_match")),
+            "95% interval": f"{share(low)} to {share(high)}" if low is not None and high is not None else "-",
+            "token accuracy": share(entry.get("token_accuracy")),
+            "loss": number(entry.get("loss")),
+            "keys/query": number(entry.get("support_size")),
+            "density": share(entry.get("density")),
+            "empty rows": share(entry.get("empty_rows")),
+            "sequences": number(entry.get("sequences"), 6),
+        }
+        rows.append([cells[column] for column in columns])
+    print_table(columns, rows)
+
+
+def lengths(values: Sequence[str], option: str) -> tuple[int, ...]:
+    """``["64,128", "256"]`` → ``(64, 128, 256)``.
+
+    Raises
+    ------
+    EpanError: something that is no whole number of at least 1.
+    """
+    parts = [part for value in values for part in value.replace(",", " ").split()]
+    found = []
+    for part in parts:
+        try:
+            length = int(part.replace("_", ""))
+        except ValueError:
+            length = 0
+        if length < 1:
+            raise EpanError(f"{option} takes whole numbers of at least 1", found=part, fix=f"e.g. {option} 64,128,256")
+        found.append(length)
+    return tuple(found)

@@ -1,0 +1,139 @@
+"""How a run that goes on is shown: bars on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from epan._version import __version__
+from epan.cli.output import console, duration, evaluation_table, is_terminal, number
+from epan.training import EvaluationInfo, Progress, RunConfig, RunResult, StartInfo, StepInfo
+
+__all__ = ["BarProgress", "LineProgress", "for_run"]
+
+# Without a terminal: a line at every tenth of the steps or this many seconds, whichever is first, but no flood.
+SECONDS, LEAST_SECONDS = 15.0, 1.0
+
+
+def for_run(config: RunConfig) -> LineProgress | BarProgress:
+    """What suits standard output."""
+    return BarProgress(config) if is_terminal() else LineProgress(config)
+
+
+def header(config: RunConfig, info: StartInfo) -> list[str]:
+    """The first lines of a run: what is trained, how large it is, where it runs, on which data, where it is kept."""
+    from epan import tasks
+
+    task = tasks.get(config.task.name, **config.task.options)
+    low, high = config.lengths or task.train_lengths
+    data = f"{config.task.name}, lengths {low}" + (f" to {high}" if high > low else "")
+    threads = f", {info.threads} thread{'s' if info.threads != 1 else ''}" if info.device == "cpu" else ""
+    start = f", resumed from step {info.step:,}" if info.step else ""
+    return [
+        f"epan {__version__}: {config.model.name} with {config.method} on {config.task.name}, seed {config.seed}",
+        f"  parameters  {info.parameters:,}",
+        f"  device      {info.device}{threads}, {config.precision}",
+        f"  data        {data}, {config.batch} sequences a step, {config.steps:,} steps{start}",
+        f"  saved in    {info.out}",
+    ]
+
+
+def step_line(info: StepInfo) -> str:
+    support = f"  {number(info.support)} keys/query" if info.support is not None else ""
+    speed = f"{info.tokens_per_second:,.0f} tokens/s  ETA {duration(info.remaining)}"
+    return f"step {info.step:>{len(str(info.steps))}}/{info.steps}  loss {info.loss:.4f}{support}  {speed}"
+
+
+class LineProgress(Progress):
+    """Plain lines, flushed, for logs and pipes."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._time, self._step = 0.0, 0
+
+    def on_start(self, info: StartInfo) -> None:
+        print("\n".join(header(self.config, info)), flush=True)
+        self._time, self._step = time.monotonic(), info.step
+
+    def on_step(self, info: StepInfo) -> None:
+        waited = time.monotonic() - self._time
+        tenth = info.step - self._step >= max(info.steps // 10, 1)
+        if info.step == info.steps or (tenth and waited >= LEAST_SECONDS) or waited >= SECONDS:
+            print(step_line(info), flush=True)
+            self._time, self._step = time.monotonic(), info.step
+
+    def on_evaluation(self, info: EvaluationInfo) -> None:
+        if info.result is not None:
+            exact = info.result.get("exact_match", 0.0)
+            print(f"tested at step {info.step}, length {info.length}: exact match {100 * exact:.1f}%", flush=True)
+
+    def on_event(self, message: str) -> None:
+        print(message, flush=True)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class BarProgress(Progress):
+    """A bar with loss, speed, support and ETA, and one for the evaluation."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._bars: Any = None
+        self._train: Any = None
+        self._test: Any = None
+        self._length: int | None = None
+
+    def on_start(self, info: StartInfo) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        print("\n".join(header(self.config, info)), flush=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._bars = Progress(*columns, console=console(), refresh_per_second=5)
+        self._bars.start()
+        self._train = self._bars.add_task("training", total=info.steps, completed=info.step, note="")
+
+    def on_step(self, info: StepInfo) -> None:
+        support = f"{number(info.support)} keys/query  " if info.support is not None else ""
+        note = f"loss {info.loss:.4f}  {support}{info.tokens_per_second:,.0f} tokens/s  ETA {duration(info.remaining)}"
+        self._bars.update(self._train, completed=info.step, note=note)
+
+    def on_evaluation(self, info: EvaluationInfo) -> None:
+        if self._test is None:
+            self._test = self._bars.add_task("testing", total=info.total, note="")
+        note = f"length {info.length}"
+        if info.result is not None:
+            note += f"  exact match {100 * info.result.get('exact_match', 0.0):.1f}%"
+        self._bars.update(self._test, description="testing", completed=info.done, total=info.total, note=note)
+
+    def on_event(self, message: str) -> None:
+        (self._bars.console if self._bars else console()).print(message, markup=False)
+
+    def on_end(self, result: RunResult) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; called when a run fails, too."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def finish(result: RunResult) -> int:
+    """The last lines of a run, and its exit code."""
+    if result.status == "interrupted":
+        kept = f"; saved in {result.checkpoint}" if result.checkpoint else ""
+        print(f"Interrupted at step {result.step:,} of {result.steps:,}{kept}.")
+        print(f"Go on with: epan train --resume --out {result.out}")
+        return result.exit_code
+    if result.evaluations:
+        evaluation_table(result.evaluations)
+    loss = f", last loss {result.loss:.4f}" if result.loss is not None else ""
+    print(f"Finished {result.steps:,} steps in {duration(result.elapsed)}{loss}. Saved in {result.out}")
+    print(f"Look at it with: epan report {result.out}")
+    return result.exit_code

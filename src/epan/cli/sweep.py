@@ -1,0 +1,141 @@
+"""``epan sweep``: many runs, several at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from epan.cli.output import console, duration, is_terminal, number, share
+from epan.training import RunState, SweepProgress
+
+__all__ = ["SweepBars", "SweepLines", "SweepOptions", "show_sweep", "sweep"]
+
+SECONDS = 15.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of ``epan sweep``."""
+
+    out: Annotated[Path | None, Parameter(help="Folder of the runs (default runs/NAME of the file).")] = None
+    workers: Annotated[int, Parameter(help="Runs at a time (default 2).")] = 2
+    threads: Annotated[int, Parameter(help="CPU threads of each run (default 1).")] = 1
+
+
+def sweep(file: Path, /, *, options: SweepOptions | None = None) -> int:
+    """Train the runs that a Python file lists. Finished runs are skipped, interrupted ones go on.
+
+    Parameters
+    ----------
+    file: a Python file with a function runs() that returns a list of epan.training.RunConfig, or a list named runs.
+    """
+    options = options or SweepOptions()
+    from epan.training import load_sweep, run_sweep
+
+    configs = load_sweep(file)
+    out = options.out or Path("runs") / file.stem
+    runs = f"{len(configs)} run{'s' if len(configs) != 1 else ''}"
+    print(
+        f"Sweep {file}: {runs}, {options.workers} at a time with {options.threads} thread(s) each, in {out}", flush=True
+    )
+    shown = show_sweep()
+    try:
+        result = run_sweep(configs, out, workers=options.workers, threads=options.threads, progress=shown)
+    finally:
+        shown.close()
+    if result.interrupted:
+        print("Interrupted; every run is saved. The same command goes on.")
+    else:
+        failed = [state for state in result.states if state.status == "failed"]
+        for state in failed:
+            print(f"FAILED {state.label}: {state.message}")
+        print(f"{len(result.states) - len(failed)} of {len(result.states)} runs finished.")
+        print(f"Look at them with: epan report {out}")
+    return result.exit_code
+
+
+def show_sweep() -> SweepBars | SweepLines:
+    """What suits standard output."""
+    return SweepBars() if is_terminal() else SweepLines()
+
+
+def _numbers(state: RunState) -> str:
+    """Loss, support, speed and time left, as far as they are known."""
+    now = state.summary
+    parts = [f"loss {now.loss:.4f}"] if now.loss is not None else []
+    if now.support is not None:
+        parts.append(f"{number(now.support)} keys/query")
+    if now.tokens_per_second:
+        parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
+    if now.step and now.elapsed:
+        parts.append(f"ETA {duration(now.elapsed / now.step * (now.steps - now.step))}")
+    return "  ".join(parts)
+
+
+def _tested(state: RunState) -> str:
+    found = [f"{share(entry.get('exact_match'))} at {entry.get('length')}" for entry in state.summary.evaluations]
+    return f"exact match {', '.join(found)}" if found else ""
+
+
+class SweepLines(SweepProgress):
+    """A line when a run starts or ends, and now and then one for all that are going on."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_run(self, state: RunState) -> None:
+        if state.status == "queued":
+            return
+        detail = {"finished": _tested(state), "failed": str(state.message or "")}.get(state.status, "")
+        print(f"{state.label}: {state.status}" + (f"  {detail}" if detail else ""), flush=True)
+
+    def on_update(self, states: Sequence[RunState]) -> None:
+        if time.monotonic() - self._last < SECONDS:
+            return
+        self._last = time.monotonic()
+        for state in states:
+            if state.status == "running" and state.summary.step:
+                print(f"{state.label}: step {state.summary.step}/{state.config.steps}  {_numbers(state)}", flush=True)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class SweepBars(SweepProgress):
+    """One bar for each run."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._bars: Any = Progress(*columns, console=console(), refresh_per_second=4)
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+
+    def on_update(self, states: Sequence[RunState]) -> None:
+        for state in states:
+            steps = state.config.steps
+            if state.label not in self._tasks:
+                self._tasks[state.label] = self._bars.add_task(state.label, total=steps, note="")
+            note = _numbers(state) if state.status == "running" else state.status
+            done = steps if state.status in ("finished", "skipped") else state.summary.step
+            self._bars.update(self._tasks[state.label], completed=done, note=note)
+
+    def on_run(self, state: RunState) -> None:
+        if state.status == "failed":
+            self._bars.console.print(f"{state.label}: failed: {state.message}", markup=False)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._bars.stop()

@@ -1,0 +1,18 @@
+"""Measures of predictions and of attention support; one file per measure, torch alone."""
+
+from __future__ import annotations
+
+from epan.metrics.accuracy import count_right, exact_match
+from epan.metrics.intervals import wilson_interval
+from epan.metrics.loss import next_token_loss
+from epan.metrics.support import SupportMeter, allowed_keys, empty_rows
+
+__all__ = [
+    "SupportMeter",
+    "allowed_keys",
+    "count_right",
+    "empty_rows",
+    "exact_match",
+    "next_token_loss",
+    "wilson_interval",
+]

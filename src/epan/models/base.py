@@ -1,0 +1,71 @@
+"""What every model offers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EpanError
+from ..ops import Stats
+
+__all__ = ["LanguageModel", "make_embedding"]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A causal model of token sequences.
+
+    ``model(tokens)`` gives logits for the next token at every position; :meth:`init_cache` and :meth:`step` give the
+    same logits piece by piece. No parameter or buffer depends on the length, and no call changes the state.
+    """
+
+    config: Any
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:
+        """Logits (B, T, V) of tokens (B, T); with ``return_stats`` also ``Stats`` (B, H, T) by layer name."""
+
+    @abstractmethod
+    def init_cache(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[Any, ...]:
+        """The cache before the first token, one entry per layer; device and dtype are the model's unless given."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor, cache: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+        """Logits (B, t, V) of the next tokens (B, t), and the cache after them; the cache passed in stays valid."""
+
+    @abstractmethod
+    def bandwidths(self) -> dict[str, Tensor]:
+        """The current inverse temperature β of each head, (H,), by layer name; detached."""
+
+    def num_parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer: parameters of fewer than two dimensions get no weight decay."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+
+def make_embedding(vocab_size: int, width: int) -> nn.Embedding:
+    """A token embedding of standard deviation 1/√width."""
+    embedding = nn.Embedding(vocab_size, width)
+    nn.init.normal_(embedding.weight, std=1 / math.sqrt(width))
+    return embedding
+
+
+def check_tokens(tokens: Tensor) -> None:
+    """Raise EpanError unless tokens are integers of shape (B, T)."""
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
+        found = (
+            f"{tokens.dtype} of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        )
+        raise EpanError("Tokens must be an integer tensor of shape (batch, length)", found=found)

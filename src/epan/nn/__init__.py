@@ -1,0 +1,46 @@
+"""Layers: memories, attention, and the parts they are made of."""
+
+from __future__ import annotations
+
+from .attention import AttentionCache, KernelAttention
+from .bandwidth import (
+    ContextualScale,
+    HeadScale,
+    LearnableOrder,
+    LengthAdaptiveScale,
+    initial_scale,
+    radius_of_random_keys,
+    similarity_for,
+)
+from .extractors import KeyExtractor, ValueExtractor
+from .feedforward import GELUFeedForward, SwiGLU
+from .leaky_average import GatedLeakyAverage, LeakyAverage, leaky_average
+from .length_scaling import ASEntmax, SSMax
+from .memories import ContextualCache, ContextualMemory, PersistentMemory
+from .positions import alibi_slopes, rotate
+
+__all__ = [
+    "ASEntmax",
+    "AttentionCache",
+    "ContextualCache",
+    "ContextualMemory",
+    "ContextualScale",
+    "GELUFeedForward",
+    "GatedLeakyAverage",
+    "HeadScale",
+    "KernelAttention",
+    "KeyExtractor",
+    "LeakyAverage",
+    "LearnableOrder",
+    "LengthAdaptiveScale",
+    "PersistentMemory",
+    "SSMax",
+    "SwiGLU",
+    "ValueExtractor",
+    "alibi_slopes",
+    "initial_scale",
+    "leaky_average",
+    "radius_of_random_keys",
+    "rotate",
+    "similarity_for",
+]

@@ -1,0 +1,206 @@
+"""Multi-head attention with any kernel and normalization: self-attention, causal or not, and cross-attention."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+
+from ..errors import EpanError
+from ..kernels import get as get_kernel
+from ..normalizations import get as get_normalization
+from ..ops import Stats, attention
+from .bandwidth import HeadScale, LearnableOrder, initial_scale, similarity_for
+from .heads import head_size, init_linear, merge_heads, split_heads, with_stats
+from .length_scaling import make_length_scaling
+from .memories import KernelSpec, NormalizationSpec
+from .positions import alibi_slopes, rotate
+
+__all__ = ["AttentionCache", "KernelAttention"]
+
+
+class AttentionCache(NamedTuple):
+    """Keys and values of the s steps so far, (B, key heads, s, D)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class KernelAttention(nn.Module):
+    r"""Multi-head attention :math:`W_o\,[\text{attention}(W_q x, W_k c, W_v c)]_{\text{heads}}` by kernel regression.
+
+    Parameters
+    ----------
+    width: d; heads: H, which divides d.
+    kv_heads: number of key and value heads, a divisor of H (grouped queries); None: H.
+    kernel, normalization: names, mappings or objects, as in :func:`epan.attention`. Rules that need distances (fixed)
+        use the euclidean similarity and start at a radius that leaves few rows empty
+        (:func:`~epan.nn.bandwidth.initial_scale`); the others at β = 1/√D.
+    positions: "rope", "alibi", "nope" (none), or "half": the first half of the heads without positions, the others
+        ALiBi with slopes 1/1 … 1/(H/2).
+    length_scaling: "asentmax" or "ssmax" on the heads without positions, or None.
+    qk_norm: RMS norm over each head of queries and keys, before the positions.
+    learn_scale: learn β, one per head. learn_order: learn the order of a polynomial kernel, one per head.
+    dropout: on the weights. depth: number of layers, for the init of the output projection.
+    rope_base: the base of the rotary angles.
+
+    Shapes: x (B, T, d) and an optional context (B, S, d) give (B, T, d); with ``return_stats`` the pair of it and the
+    ``Stats`` of shape (B, H, T).
+
+    Raises
+    ------
+    EpanError: for sizes, names or combinations that do not fit.
+
+    Source: Vaswani et al. 1706.03762; Santos et al. 2601.22766.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        kernel: KernelSpec = "biweight",
+        normalization: NormalizationSpec = "adaptive",
+        positions: str = "nope",
+        length_scaling: str | None = None,
+        qk_norm: bool = False,
+        learn_scale: bool = False,
+        learn_order: bool = False,
+        dropout: float = 0.0,
+        depth: int = 1,
+        rope_base: float = 10_000.0,
+    ) -> None:
+        super().__init__()
+        head_dim = head_size(width, heads)
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        if self.kv_heads < 1 or heads % self.kv_heads:
+            raise EpanError("kv_heads must divide heads", found=f"heads={heads}, kv_heads={kv_heads}")
+        if positions == "rope" and head_dim % 2:
+            raise EpanError('positions="rope" needs an even head size', found=f"width={width}, heads={heads}")
+        slopes = alibi_slopes(positions, heads)
+        self.positions, self.slopes, self.rope_base = positions, slopes, rope_base
+        free = {"nope": heads, "half": heads // 2}.get(positions, 0)
+        if length_scaling is not None and free == 0:
+            raise EpanError(
+                "Length scaling acts on heads without positions, and there are none",
+                found=f"length_scaling={length_scaling!r}, positions={positions!r}",
+                fix='use positions="half" or positions="nope"',
+            )
+        self.kernel, self.normalization = get_kernel(kernel), get_normalization(normalization)
+        self.similarity = similarity_for(self.kernel, self.normalization)
+        self.dropout = dropout
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, self.kv_heads * head_dim, bias=False)
+        self.value = nn.Linear(width, self.kv_heads * head_dim, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.query_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
+        self.key_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
+        # Projections of unit variance, like RMS-normed ones, have norm √D.
+        norm = math.sqrt(head_dim)
+        self.initial_scale = initial_scale(self.kernel, self.normalization, head_dim, 1 / norm, norm)
+        self.scale = HeadScale(heads, self.initial_scale) if learn_scale else None
+        self.length_scaling = make_length_scaling(length_scaling, width, free)
+        self.order = LearnableOrder(heads, self.kernel) if learn_order else None
+        for linear in (self.query, self.key, self.value):
+            init_linear(linear)
+        init_linear(self.output, depth=depth)
+
+    def bandwidth(self) -> Tensor:
+        """β per head before length scaling, (H,)."""
+        if self.scale is not None:
+            return self.scale.current()
+        return self.query.weight.new_full((self.heads,), self.initial_scale)
+
+    def _project(self, x: Tensor, context: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        q = split_heads(self.query(x), self.heads)
+        k = split_heads(self.key(context), self.kv_heads)
+        v = split_heads(self.value(context), self.kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.positions == "rope":
+            q, k = rotate(q, first, self.rope_base), rotate(k, first, self.rope_base)
+        return q, k.to(q.dtype), v.to(q.dtype)
+
+    def _scale(self, x: Tensor, first: int) -> float | Tensor:
+        scale: float | Tensor = self.initial_scale
+        if self.scale is not None:
+            scale = self.scale.current()[:, None, None]
+        if self.length_scaling is None:
+            return scale
+        factor = self.length_scaling(x, first)
+        positioned = self.heads - factor.shape[1]
+        if positioned:
+            factor = torch.cat([factor, factor.new_ones(factor.shape[0], positioned, *factor.shape[2:])], dim=1)
+        return scale * factor
+
+    def _attend(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        first: int,
+        causal: bool,
+        attn_mask: Tensor | None,
+        return_stats: bool,
+    ) -> tuple[Tensor, Stats | None]:
+        slopes = None
+        if self.slopes is not None:
+            slopes = torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            if first > 0:
+                # Distances, too, must count from the lower right when the queries are the newest of the keys.
+                attn_mask = causal_lower_right(q.shape[2], k.shape[2])
+        result = attention(
+            q,
+            k,
+            v,
+            attn_mask=attn_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self._scale(x, first),
+            enable_gqa=self.kv_heads != self.heads,
+            kernel=self.kernel if self.order is None else self.order(),
+            normalization=self.normalization,
+            similarity=self.similarity,
+            window=(None, first) if causal else None,
+            alibi_slopes=slopes,
+            return_stats=return_stats,
+        )
+        out, stats = with_stats(result)
+        return self.output(merge_heads(out)), stats
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+        attn_mask: Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """Attention of x over itself, or over ``context``; ``attn_mask`` as in :func:`epan.attention`."""
+        q, k, v = self._project(x, x if context is None else context, 0)
+        if is_causal and context is not None:
+            raise EpanError("is_causal has no meaning with a context", fix="pass attn_mask")
+        out, stats = self._attend(x, q, k, v, first=0, causal=is_causal, attn_mask=attn_mask, return_stats=return_stats)
+        return out if stats is None else (out, stats)
+
+    def init_cache(
+        self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> AttentionCache:
+        """The cache before the first step."""
+        size = self.query.weight.shape[0] // self.heads
+        blank = self.query.weight.new_zeros(batch_size, self.kv_heads, 0, size, device=device, dtype=dtype)
+        return AttentionCache(blank, blank)
+
+    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+        """Causal outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
+        first = cache.keys.shape[2]
+        q, k, v = self._project(x, x, first)
+        k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+        out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False)
+        return out, AttentionCache(k, v)

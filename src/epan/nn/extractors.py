@@ -1,0 +1,91 @@
+"""Key and value extractors of Memory Mosaics: what is stored in a contextual memory, and under which address."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ._unit import unit_norm
+from .heads import init_linear, split_heads
+from .leaky_average import GatedLeakyAverage, LeakyAverage
+
+__all__ = ["KeyExtractor", "ValueExtractor"]
+
+
+class KeyExtractor(nn.Module):
+    r"""Unit keys that summarise the recent past: :math:`\tilde k = W_k x`, leaky average, unit norm.
+
+    :math:`\bar k_T = \tilde k_T + e^{-\lambda_h} \bar k_{T-1}`, :math:`k_T = \bar k_T/\|\bar k_T\|`; or,
+    ``gated``, with gates read from x (:class:`~epan.nn.GatedLeakyAverage`). The same tensor serves as query and key.
+
+    Parameters
+    ----------
+    width: size d of the input; heads: H, which divides d.
+
+    Shapes: x (B, T, d) and an optional state (B, H, d/H), the average before its unit norm, give the keys
+    (B, H, T, d/H) and the state after the last step.
+
+    Source: Zhang et al. 2405.06394; gated: 2507.03285.
+    """
+
+    def __init__(self, width: int, heads: int, *, gated: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projection = nn.Linear(width, width, bias=False)
+        self.average = GatedLeakyAverage(width, heads) if gated else LeakyAverage(heads)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raw = split_heads(self.projection(x), self.heads)
+        # The state is kept in at least float32: it is the only thing that is carried over every step.
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if isinstance(self.average, GatedLeakyAverage):
+            mean = self.average(raw, x, state)
+        else:
+            mean = self.average(raw, state)
+        if mean.shape[2] > 0:
+            state = mean[:, :, -1]
+        elif state is None:
+            state = mean.new_zeros(mean.shape[0], mean.shape[1], mean.shape[3])
+        return unit_norm(mean).to(x.dtype), state
+
+
+class ValueExtractor(nn.Module):
+    r"""Values that look one step ahead.
+
+    :math:`v_t = e^{10 b_h}\,\text{unit}((1 - c_h)\tilde v_{t+1} + c_h \tilde v_t)` with :math:`\tilde v = W_v x`, which
+    is zero past the end. Only a query after t may see v_t, because it holds what happens at t + 1.
+
+    Parameters
+    ----------
+    width: size d of the input; heads: H, which divides d. ``lookahead`` (c) starts uniform in (0, 1), ``log_gain`` (b)
+        at −0.05.
+
+    Shapes: x (B, T, d) gives (B, H, T, d/H).
+
+    Source: Zhang et al. 2405.06394.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projection = nn.Linear(width, width, bias=False)
+        self.lookahead = nn.Parameter(torch.rand(heads))
+        self.log_gain = nn.Parameter(torch.full((heads,), -0.05))
+        init_linear(self.projection)
+
+    def project(self, x: Tensor) -> Tensor:
+        """ṽ, (B, H, T, d/H)."""
+        return split_heads(self.projection(x), self.heads)
+
+    def combine(self, current: Tensor, following: Tensor) -> Tensor:
+        """Values from ṽ_t and ṽ_{t+1}, both (B, H, T, d/H)."""
+        mix, gain = self.lookahead[:, None, None], torch.exp(10 * self.log_gain)[:, None, None]
+        return gain * unit_norm(following + mix * (current - following))
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.project(x)
+        following = nn.functional.pad(current[:, :, 1:], (0, 0, 0, 1))
+        return self.combine(current, following)

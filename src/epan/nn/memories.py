@@ -1,0 +1,257 @@
+"""Contextual and persistent memories: associative memories on unit keys, with any kernel and normalization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EpanError
+from ..kernels import Kernel
+from ..kernels import get as get_kernel
+from ..normalizations import Normalization
+from ..normalizations import get as get_normalization
+from ..ops import Stats, attention
+from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
+from .extractors import KeyExtractor, ValueExtractor
+from .heads import head_size, init_linear, merge_heads, with_stats
+
+__all__ = ["ContextualCache", "ContextualMemory", "PersistentMemory"]
+
+_PUBLISHED_SCALE = math.exp(2.0)
+
+KernelSpec = str | Mapping[str, object] | Kernel
+NormalizationSpec = str | Mapping[str, object] | Normalization
+
+
+class ContextualCache(NamedTuple):
+    """What a contextual memory knows after s steps; s is ``keys.shape[2]``.
+
+    Values lag one behind keys: the value at the newest position is final only when the next input is known.
+
+    Attributes
+    ----------
+    keys: (B, H, s, D). values: (B, H, max(s − 1, 0), D).
+    pending: ṽ at the newest position, (B, H, min(s, 1), D).
+    state: the leaky average at the newest position, (B, H, D), at least float32.
+    """
+
+    keys: Tensor
+    values: Tensor
+    pending: Tensor
+    state: Tensor
+
+
+class ContextualMemory(nn.Module):
+    r"""Memory of the sequence itself: the query at i reads the pairs (k_j, v_j) of j ≤ i − 1 by kernel regression.
+
+    :math:`y_i = W_o [\sum_{j<i} w_{ij} v_j]` over the heads, with the weights w of the scores
+    :math:`\beta\, k_i\cdot k_j`. Keys are unit vectors and serve as queries too. Because v_j looks one step ahead,
+    j = i − 1 is the newest pair that may be read, and it must be read: it holds what is known at i. Position 0 outputs
+    zero.
+
+    Parameters
+    ----------
+    width: d; heads: H, which divides d.
+    kernel, normalization: names, mappings or objects, as in :func:`epan.attention`. Rules that need distances (fixed)
+        use the euclidean similarity and start at a radius that leaves few rows empty
+        (:func:`~epan.nn.bandwidth.initial_scale`).
+    gated: gated time-variant keys. adaptive_bandwidth: β = β_1 n^a + β_0 in the number n of stored pairs.
+    skip: the newest pair that may be read is i − skip, at least 1 (a long-term memory takes more).
+    span: only the pairs i − span … i − skip are read (a short-term memory), or None for all.
+    learn_order: learn the order of a polynomial kernel, one per head.
+    dropout: on the weights. depth: number of layers, for the init of the output projection.
+
+    Shapes: x (B, T, d) gives (B, T, d); with ``return_stats`` the pair of it and the ``Stats`` of shape (B, H, T).
+
+    Raises
+    ------
+    EpanError: for sizes, names or combinations that do not fit.
+
+    Source: Zhang et al. 2405.06394; gated keys, bandwidth over length and spans: 2507.03285.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kernel: KernelSpec = "biweight",
+        normalization: NormalizationSpec = "adaptive",
+        gated: bool = False,
+        adaptive_bandwidth: bool = False,
+        skip: int = 1,
+        span: int | None = None,
+        learn_order: bool = False,
+        dropout: float = 0.05,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        head_dim = head_size(width, heads)
+        if skip < 1:
+            raise EpanError(
+                "The newest pair that a contextual memory may read is one step back", found=skip, allowed="skip >= 1"
+            )
+        if span is not None and span < skip:
+            raise EpanError(
+                "The span of a contextual memory ends before it begins",
+                found=f"span={span}, skip={skip}",
+                allowed="span >= skip",
+            )
+        self.kernel, self.normalization = get_kernel(kernel), get_normalization(normalization)
+        self.similarity = similarity_for(self.kernel, self.normalization)
+        self.skip, self.span, self.dropout = skip, span, dropout
+        self.key = KeyExtractor(width, heads, gated=gated)
+        self.value = ValueExtractor(width, heads)
+        start = initial_scale(self.kernel, self.normalization, head_dim, _PUBLISHED_SCALE)
+        self.scale: ContextualScale | LengthAdaptiveScale
+        if adaptive_bandwidth:
+            self.scale = LengthAdaptiveScale(heads, None if start == _PUBLISHED_SCALE else start, skip - 1)
+        else:
+            self.scale = ContextualScale(heads, start)
+        self.order = LearnableOrder(heads, self.kernel) if learn_order else None
+        self.output = nn.Linear(width, width, bias=False)
+        init_linear(self.output, depth=depth)
+
+    def _read(
+        self, queries: Tensor, keys: Tensor, values: Tensor, first: int, return_stats: bool
+    ) -> tuple[Tensor, Stats | None]:
+        """Read for the queries at positions ``first`` …; the pairs are those of positions 0 …"""
+        left = None if self.span is None else self.span - first
+        result = attention(
+            queries,
+            keys,
+            values.to(keys.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale(first, queries.shape[2]),
+            kernel=self.kernel if self.order is None else self.order(),
+            normalization=self.normalization,
+            similarity=self.similarity,
+            window=(left, first - self.skip),
+            return_stats=return_stats,
+        )
+        out, stats = with_stats(result)
+        return self.output(merge_heads(out)), stats
+
+    def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:
+        keys, _ = self.key(x)
+        out, stats = self._read(keys, keys, self.value(x), 0, return_stats)
+        return out if stats is None else (out, stats)
+
+    def init_cache(
+        self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ContextualCache:
+        """The cache before the first step."""
+        weight = self.output.weight
+        heads = self.key.heads
+        blank = weight.new_zeros(batch_size, heads, 0, weight.shape[0] // heads, device=device, dtype=dtype)
+        state = blank.new_zeros(
+            batch_size, heads, blank.shape[-1], dtype=torch.promote_types(blank.dtype, torch.float32)
+        )
+        return ContextualCache(blank, blank, blank, state)
+
+    def step(self, x: Tensor, cache: ContextualCache) -> tuple[Tensor, ContextualCache]:
+        """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
+        first = cache.keys.shape[2]
+        new, state = self.key(x, cache.state)
+        keys = torch.cat([cache.keys, new], dim=2)
+        raw = torch.cat([cache.pending, self.value.project(x)], dim=2)
+        values = torch.cat([cache.values, self.value.combine(raw[:, :, :-1], raw[:, :, 1:])], dim=2)
+        out, _ = self._read(new, keys[:, :, : values.shape[2]], values, first, False)
+        return out, ContextualCache(keys, values, raw[:, :, -1:], state)
+
+
+class PersistentMemory(nn.Module):
+    r"""Memory of learnt pairs, the same for every sequence: the counterpart of a feed-forward layer.
+
+    :math:`y_t = W_o [e^{10 b_h} \sum_j w_{tj} V_{hj}]` over the heads, with the weights w of the scores
+    :math:`\beta\, k_t\cdot K_{hj}`. The queries k_t are unit vectors of the layer's own key extractor; the keys K
+    are free vectors, so rules that need distances (fixed) use the euclidean similarity. No mask: every query sees all
+    pairs.
+
+    Parameters
+    ----------
+    width: d; heads: H, which divides d. size: number of stored pairs per head.
+    kernel, normalization: as in :class:`ContextualMemory`; the published model uses the Gaussian here whatever the
+        contextual kernel.
+    gated, learn_order, dropout, depth: as in :class:`ContextualMemory`.
+
+    Shapes: x (B, T, d) gives (B, T, d); with ``return_stats`` the pair of it and the ``Stats`` of shape (B, H, T).
+
+    Raises
+    ------
+    EpanError: for sizes, names or combinations that do not fit.
+
+    Source: Zhang et al. 2405.06394.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        size: int,
+        *,
+        kernel: KernelSpec = "gaussian",
+        normalization: NormalizationSpec = "adaptive",
+        gated: bool = False,
+        learn_order: bool = False,
+        dropout: float = 0.05,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        head_dim = head_size(width, heads)
+        if size < 1:
+            raise EpanError("A persistent memory needs at least one pair", found=size, allowed="size >= 1")
+        self.kernel, self.normalization = get_kernel(kernel), get_normalization(normalization)
+        self.similarity = similarity_for(self.kernel, self.normalization)
+        self.dropout = dropout
+        self.key = KeyExtractor(width, heads, gated=gated)
+        self.keys = nn.Parameter(torch.randn(heads, size, head_dim) / math.sqrt(head_dim))
+        self.values = nn.Parameter(torch.randn(heads, size, head_dim) / math.sqrt(head_dim))
+        self.scale = ContextualScale(heads, initial_scale(self.kernel, self.normalization, head_dim, _PUBLISHED_SCALE))
+        self.log_gain = nn.Parameter(torch.full((heads,), -0.05))
+        self.order = LearnableOrder(heads, self.kernel) if learn_order else None
+        self.output = nn.Linear(width, width, bias=False)
+        init_linear(self.output, depth=depth)
+
+    def _read(self, x: Tensor, state: Tensor | None, return_stats: bool) -> tuple[Tensor, Tensor, Stats | None]:
+        queries, state = self.key(x, state)
+        b, h, t, d = queries.shape
+        # All sequences read the same pairs, so they are queries of one sequence: one matrix product per head.
+        folded = queries.transpose(0, 1).reshape(1, h, b * t, d)
+        result = attention(
+            folded,
+            self.keys[None].to(folded.dtype),
+            self.values[None].to(folded.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale(0, 1),
+            kernel=self.kernel if self.order is None else self.order(),
+            normalization=self.normalization,
+            similarity=self.similarity,
+            return_stats=return_stats,
+        )
+        out, stats = with_stats(result)
+        out = out.view(h, b, t, d).transpose(0, 1) * torch.exp(10 * self.log_gain)[:, None, None]
+        if stats is not None:
+            stats = Stats(*(field.view(h, b, t).transpose(0, 1) for field in stats))
+        return self.output(merge_heads(out)), state, stats
+
+    def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:
+        out, _, stats = self._read(x, None, return_stats)
+        return out if stats is None else (out, stats)
+
+    def init_cache(
+        self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The leaky average before the first step, (B, H, D)."""
+        heads, _, head_dim = self.keys.shape
+        dtype = torch.promote_types(dtype or self.keys.dtype, torch.float32)
+        return self.keys.new_zeros(batch_size, heads, head_dim, device=device, dtype=dtype)
+
+    def step(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them."""
+        out, state, _ = self._read(x, cache, False)
+        return out, state

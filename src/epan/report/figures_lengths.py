@@ -1,0 +1,217 @@
+"""Figures over the test length: heat map, exact match, support size, density, empty rows."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from epan.report.draw import Picture, compact, finish, legend, length_axis, line_style, panel, percent_axis
+from epan.report.look import HEAT, INK
+from epan.report.summary import Setting
+
+__all__ = ["accuracy", "density", "empty_rows", "heat_map", "support"]
+
+
+def _dodge(index: int, count: int) -> float:
+    """A small factor that keeps points of several methods at one length apart on the logarithmic axis."""
+    return float(2 ** (0.06 * (index - (count - 1) / 2)))
+
+
+def _labels(setting: Setting) -> list[str]:
+    return [setting.times(length) if setting.reference else "" for length in setting.lengths]
+
+
+def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Exact match, methods × test length / training length; the range over seeds stands in the cell."""
+    lengths, methods = setting.lengths, [method for method in setting.methods if method.lengths()]
+    if not lengths or not methods:
+        return None
+    left, cell = 1.35, 0.8
+    width = max(4.7, left + cell * len(lengths) + 0.1)
+    figure, axes = panel(width, 0.75 + 0.5 * len(methods))
+    for row, method in enumerate(methods):
+        for column, length in enumerate(lengths):
+            value = method.at(length, "exact_match")
+            if value is None:
+                axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=INK["muted"][0])
+                continue
+            level = min(max(value.mean, 0.0), 1.0)
+            colour = HEAT[round(level * (len(HEAT) - 1))][0]
+            axes.add_patch(Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, facecolor=colour, linewidth=0))
+            ink = INK["on_cell"][0] if level > 0.57 else INK["text"][0]
+            seeds = value.count > 1
+            axes.text(
+                column + 0.5,
+                row + (0.38 if seeds else 0.5),
+                _percent(level),
+                ha="center",
+                va="center",
+                color=ink,
+                fontsize=9.5,
+            )
+            if seeds:
+                low, high = _percent(value.low), _percent(value.high)
+                text = "all seeds" if low == high else f"{low}–{high}"
+                axes.text(column + 0.5, row + 0.72, text, ha="center", va="center", color=ink, fontsize=7)
+    axes.set_xlim(0, len(lengths))
+    axes.set_ylim(len(methods), 0)
+    axes.set_yticks([row + 0.5 for row in range(len(methods))], [textwrap.fill(m.name, 20) for m in methods])
+    axes.set_xticks(
+        [column + 0.5 for column in range(len(lengths))],
+        [f"{compact(length)}\n{times}" for length, times in zip(lengths, _labels(setting), strict=True)],
+    )
+    axes.tick_params(length=0, labelcolor=INK["text"][0])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel(_length_label(setting))
+    caption = (
+        "Share of test sequences whose whole target is right: mean over seeds, below it the lowest and highest seed."
+    )
+    return finish(
+        figure, f"{stem}heat-map", "Length generalisation", caption, _alt(setting), folder, wide=len(lengths) > 6
+    )
+
+
+def _percent(share: float) -> str:
+    """``100``, ``99.4``, ``41``, ``0.3``: a decimal where it tells something; never rounded up to 100 or down to 0."""
+    value = 100 * share
+    if value in (0.0, 100.0):
+        return f"{value:.0f}"
+    if value > 99.9:
+        return ">99.9"
+    if value < 0.1:
+        return "<0.1"
+    return f"{value:.1f}" if value < 1 or value > 95 else f"{value:.0f}"
+
+
+def _length_label(setting: Setting) -> str:
+    if not setting.reference:
+        return "test length"
+    return "test length (× training length)" if setting.reference_known else "test length (× shortest one)"
+
+
+def _alt(setting: Setting) -> str:
+    rows = []
+    for method in setting.methods:
+        values = [(length, method.at(length, "exact_match")) for length in method.lengths()]
+        rows.append(f"{method.name}: " + ", ".join(f"{v.mean:.0%} at {length}" for length, v in values if v))
+    return "Exact match by length. " + "; ".join(rows)
+
+
+def accuracy(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Exact match against length with the interval of each point."""
+    methods = [method for method in setting.methods if method.lengths()]
+    if not methods:
+        return None
+    figure, axes = panel()
+    for index, method in enumerate(methods):
+        points = [(length, method.at(length, "exact_match"), method.interval(length)) for length in method.lengths()]
+        kept = [(length, value, interval) for length, value, interval in points if value and interval]
+        places = [length * _dodge(index, len(methods)) for length, _, _ in kept]
+        axes.plot(places, [value.mean for _, value, _ in kept], label=method.name, **line_style(method.look))
+        axes.vlines(
+            places,
+            [i[0] for *_, i in kept],
+            [i[1] for *_, i in kept],
+            color=method.look.colour,
+            linewidth=1.0,
+            alpha=0.75,
+        )
+    percent_axis(axes)
+    length_axis(axes, setting.lengths, _labels(setting))
+    axes.set_xlabel("test length")
+    axes.set_ylabel("exact match")
+    legend(axes, len(methods))
+    caption = (
+        "The same numbers as curves. A bar spans the seeds and the 95% binomial interval of the test sequences, "
+        "whichever reaches further; points are set side by side so that equal ones stay visible."
+    )
+    return finish(figure, f"{stem}exact-match", "Exact match against length", caption, _alt(setting), folder)
+
+
+def _curves(
+    setting: Setting, stem: str, folder: Path, field: str, name: str, title: str, ylabel: str, caption: str, share: bool
+) -> Picture | None:
+    figure, axes = panel()
+    drawn, positive = 0, True
+    said = []
+    for method in setting.methods:
+        points = [(length, method.at(length, field)) for length in method.lengths()]
+        kept = [(length, value) for length, value in points if value is not None]
+        if not kept:
+            continue
+        places = [length for length, _ in kept]
+        means, lows, highs = ([getattr(v, part) for _, v in kept] for part in ("mean", "low", "high"))
+        axes.plot(places, means, label=method.name, **line_style(method.look))
+        axes.fill_between(places, lows, highs, color=method.look.colour, alpha=0.15, linewidth=0)
+        positive = positive and min(lows) > 0
+        drawn += 1
+        said.append(f"{method.name} {means[0]:.3g} to {means[-1]:.3g}")
+    if not drawn:
+        return None
+    if positive:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}%" if share else f"{v:,.4g}"))
+    elif share:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}%"))
+    length_axis(axes, setting.lengths, _labels(setting))
+    axes.set_xlabel("test length")
+    axes.set_ylabel(ylabel)
+    legend(axes, drawn)
+    return finish(figure, f"{stem}{name}", title, caption, f"{title}: " + "; ".join(said), folder)
+
+
+def support(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Mean number of keys with weight per query."""
+    caption = (
+        "Mean number of keys that get weight, per query, at evaluation; the band spans the seeds. "
+        "The Gaussian weighs every key that the mask allows, so it is the upper line."
+    )
+    return _curves(
+        setting,
+        stem,
+        folder,
+        "support_size",
+        "support",
+        "Support size against length",
+        "keys with weight per query",
+        caption,
+        False,
+    )
+
+
+def density(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Mean share of the allowed keys that get weight."""
+    caption = (
+        "Mean share of the allowed keys that get weight. A sparse kernel may skip what lies below 100%, and stay exact."
+    )
+    return _curves(
+        setting, stem, folder, "density", "density", "Density against length", "share of allowed keys", caption, True
+    )
+
+
+def empty_rows(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Share of queries without any key in reach; drawn only where there are some."""
+    values = [method.at(length, "empty_rows") for method in setting.methods for length in method.lengths()]
+    if not any(value and value.high > 0 for value in values):
+        return None
+    caption = (
+        "Share of queries that have keys, none of them within the bandwidth (only the fixed normalization has such)."
+    )
+    return _curves(
+        setting,
+        stem,
+        folder,
+        "empty_rows",
+        "empty-rows",
+        "Empty rows against length",
+        "share of queries",
+        caption,
+        True,
+    )

@@ -1,0 +1,277 @@
+"""From records to numbers: runs grouped by task, methods with their seeds, mean and range of everything shown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from epan.errors import EpanError
+from epan.metrics import wilson_interval
+from epan.report.look import METHOD_ORDER, Look, looks, method_name
+from epan.report.records import Record, number
+from epan.tasks import get as get_task
+
+__all__ = ["Method", "Setting", "Spread", "Summary", "differences", "flatten", "spread", "summarise", "trained_lengths"]
+
+# What may differ between runs that repeat one another: it names a run or says where it is kept.
+_REPEATS = {"seed", "out", "name", "threads", "log_every", "checkpoint_every", "keep"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, smallest and largest of one value per seed."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: Iterable[Any]) -> Spread | None:
+    """The spread of the finite values, None where there is none."""
+    kept = [v for value in values if (v := number(value)) is not None]
+    return Spread(statistics.fmean(kept), min(kept), max(kept), len(kept)) if kept else None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method in one setting: its runs differ by seed alone."""
+
+    name: str
+    kernel: Any
+    normalization: Any
+    runs: tuple[Record, ...]
+    look: Look
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs)
+
+    def lengths(self) -> list[int]:
+        return sorted({line["length"] for run in self.runs for line in run.evals})
+
+    def evals(self, length: int) -> list[dict[str, Any]]:
+        return [line for run in self.runs for line in run.evals if line["length"] == length]
+
+    def at(self, length: int, field_name: str) -> Spread | None:
+        """The spread over seeds of one field of the evaluation at ``length``."""
+        return spread(line.get(field_name) for line in self.evals(length))
+
+    def interval(self, length: int) -> tuple[float, float] | None:
+        """Range over seeds, and binomial interval of all sequences: whichever reaches further."""
+        lines = [line for line in self.evals(length) if number(line.get("exact_match")) is not None]
+        if not lines:
+            return None
+        shares = [float(line["exact_match"]) for line in lines]
+        counts = [int(number(line.get("sequences")) or 0) for line in lines]
+        total = sum(counts)
+        if total:
+            right = sum(round(share * count) for share, count in zip(shares, counts, strict=True))
+            low, high = wilson_interval(right, total)
+            return min(low, *shares), max(high, *shares)
+        return min(shares), max(shares)
+
+    def sequences(self, length: int) -> int:
+        return sum(int(number(line.get("sequences")) or 0) for line in self.evals(length))
+
+    def parameters(self) -> int | None:
+        counts = [count for run in self.runs if (count := number(run.run.get("parameters"))) is not None]
+        return int(max(counts)) if counts else None
+
+    def steps_per_second(self) -> Spread | None:
+        return spread(_speed(run) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All methods that were run on one task."""
+
+    title: str
+    task: dict[str, Any]
+    methods: tuple[Method, ...]
+    reference: int | None
+    reference_known: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({length for method in self.methods for length in method.lengths()})
+
+    @property
+    def runs(self) -> list[Record]:
+        return [run for method in self.methods for run in method.runs]
+
+    def times(self, length: int) -> str:
+        """``length`` as a multiple of the longest training length, e.g. ``2×``."""
+        if not self.reference:
+            return str(length)
+        return f"{length / self.reference:.3g}×"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the report shows, grouped by task."""
+
+    settings: tuple[Setting, ...]
+    records: tuple[Record, ...]
+
+
+def _speed(record: Record) -> float | None:
+    """Steps per second: the median over the pairs of neighbouring step lines, so that pauses do not count."""
+    rates = []
+    for before, after in zip(record.steps, record.steps[1:], strict=False):
+        start, stop = number(before.get("elapsed")), number(after.get("elapsed"))
+        if start is not None and stop is not None and stop > start:
+            rates.append((after["step"] - before["step"]) / (stop - start))
+    return statistics.median(rates) if rates else None
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as ``{"model.width": 64, …}``."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _config(record: Record) -> dict[str, Any]:
+    flat = flatten({part: record.run.get(part) or {} for part in ("task", "model", "training")})
+    return {key: value for key, value in flat.items() if not _repeats(key)}
+
+
+def _repeats(key: str) -> bool:
+    parts = key.split(".")
+    return parts[-1] in _REPEATS and parts[0] not in ("task", "model")
+
+
+def _is_method_key(key: str) -> bool:
+    return key.startswith("model.") and key.split(".")[1] in ("kernel", "normalization")
+
+
+def differences(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """Config keys that are not equal in all ``records``, with the value of every record (seeds and names left out)."""
+    flats = [_config(record) for record in records]
+    keys = sorted({key for flat in flats for key in flat})
+    found: dict[str, list[Any]] = {}
+    for key in keys:
+        values = [flat.get(key) for flat in flats]
+        if len({json.dumps(value, sort_keys=True, default=str) for value in values}) > 1:
+            found[key] = values
+    return found
+
+
+def _pair(record: Record) -> tuple[Any, Any]:
+    model = record.run.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    kernel, normalization = model.get("kernel"), model.get("normalization")
+    if kernel is None:
+        return str(record.run.get("method") or "unknown"), normalization or "adaptive"
+    return kernel, normalization or "adaptive"
+
+
+def _bare(value: Any) -> str:
+    return str(value.get("name", "?")) if isinstance(value, Mapping) else str(value)
+
+
+def _rank(pair: tuple[Any, Any]) -> tuple[int, str]:
+    key = (_bare(pair[0]), _bare(pair[1]))
+    return (METHOD_ORDER.index(key) if key in METHOD_ORDER else len(METHOD_ORDER), json.dumps(pair, default=str))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _variants(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Runs of one method and task, split where more than the seed differs: {suffix: runs}."""
+    keys = [key for key in differences(records) if not _is_method_key(key) and not key.startswith("task.")]
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        flat = _config(record)
+        suffix = ", ".join(f"{key.rsplit('.', 1)[-1]}={_short(flat.get(key))}" for key in keys)
+        groups.setdefault(suffix, []).append(record)
+    return groups
+
+
+def trained_lengths(record: Record) -> tuple[int, int] | None:
+    """Shortest and longest training length: those of the run, else those of its task."""
+    for part, key in (("training", "lengths"), ("task", "train_lengths")):
+        section = record.run.get(part)
+        bounds = section.get(key) if isinstance(section, Mapping) else None
+        values = [number(bound) for bound in (bounds if isinstance(bounds, list | tuple) else [bounds])]
+        known = [int(value) for value in values if value is not None]
+        if known:
+            return min(known), max(known)
+    return _usual_lengths(record)
+
+
+def _usual_lengths(record: Record) -> tuple[int, int] | None:
+    """The training lengths that the task has where nothing else is said; None for a task of somebody else."""
+    section = record.run.get("task")
+    if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
+        return None
+    options = section.get("options")
+    try:
+        task = get_task(section["name"], **(options if isinstance(options, Mapping) else {}))
+    except EpanError:
+        return None
+    return task.train_lengths
+
+
+def _reference(records: Sequence[Record], lengths: Sequence[int]) -> tuple[int | None, bool]:
+    """The longest training length and whether a record states it (else the shortest test length stands in)."""
+    trained = [bounds[1] for record in records if (bounds := trained_lengths(record))]
+    if trained:
+        return max(trained), True
+    return (min(lengths), False) if lengths else (None, False)
+
+
+def summarise(records: Sequence[Record]) -> Summary:
+    """Group ``records`` by task, then by method; one look per method across all tasks."""
+    by_task: dict[str, list[Record]] = {}
+    for record in records:
+        task = record.run.get("task")
+        by_task.setdefault(json.dumps(task, sort_keys=True, default=str), []).append(record)
+    named: dict[str, list[tuple[tuple[Any, Any], str, list[Record]]]] = {}
+    for task_key, group in by_task.items():
+        by_method: dict[str, list[Record]] = {}
+        for record in group:
+            by_method.setdefault(json.dumps(_pair(record), default=str), []).append(record)
+        ordered = sorted(by_method.values(), key=lambda runs: _rank(_pair(runs[0])))
+        for runs in ordered:
+            pair = _pair(runs[0])
+            for suffix, repeats in sorted(_variants(runs).items()):
+                name = method_name(*pair) + (f" · {suffix}" if suffix else "")
+                named.setdefault(task_key, []).append((pair, name, repeats))
+    every = {name: pair for rows in named.values() for pair, name, _ in rows}
+    order = sorted(every, key=lambda name: (_rank(every[name]), name))
+    look_of = dict(zip(order, looks([every[name] for name in order]), strict=True))
+    settings = []
+    titles = _titles([by_task[key][0].run.get("task") for key in named])
+    for (_, rows), title in zip(named.items(), titles, strict=True):
+        task = rows[0][2][0].run.get("task")
+        task = dict(task) if isinstance(task, Mapping) else {}
+        methods = tuple(
+            Method(name, pair[0], pair[1], tuple(sorted(runs, key=lambda run: str(run.seed))), look_of[name])
+            for pair, name, runs in rows
+        )
+        lengths = [length for method in methods for length in method.lengths()]
+        reference, known = _reference([run for method in methods for run in method.runs], lengths)
+        settings.append(Setting(title, task, methods, reference, known))
+    return Summary(tuple(settings), tuple(records))
+
+
+def _titles(tasks: Sequence[Any]) -> list[str]:
+    """A title for every task; where two share a name, what differs is added."""
+    flats = [flatten(task if isinstance(task, Mapping) else {"name": task or "unknown task"}) for task in tasks]
+    keys = sorted({key for flat in flats for key in flat if key != "name"})
+    titles = []
+    for flat in flats:
+        twins = [other for other in flats if other.get("name") == flat.get("name")]
+        extra = [f"{key}={_short(flat.get(key))}" for key in keys if len({str(other.get(key)) for other in twins}) > 1]
+        titles.append(f"{flat.get('name', 'unknown task')}" + (f" ({', '.join(extra)})" if extra else ""))
+    return titles

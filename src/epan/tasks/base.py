@@ -1,0 +1,264 @@
+"""What a task is: sequences as a function of (seed, step, split), and an oracle that solves them."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import EpanError, unknown_name
+from .random import Stream
+
+__all__ = ["BOS", "EOS", "PAD", "SEP", "SPLITS", "TASK_TOKENS", "Batch", "Pieces", "Task"]
+
+PAD, BOS, SEP, EOS = range(4)
+TASK_TOKENS = 4  # the first token that belongs to the task itself
+SPLITS = ("train", "validation", "test")
+_SPECIAL = ("<pad>", "<bos>", "<sep>", "<eos>")
+
+
+class Batch(NamedTuple):
+    """Sequences ``<bos> source <sep> target <eos>``, padded on the right.
+
+    Attributes
+    ----------
+    tokens: (B, T) int64; T has room for any sequence up to the longest length asked for, so it never varies by chance.
+    loss_mask: (B, T) bool; the token is predicted with loss, from the tokens before it.
+    score_mask: (B, T) bool, inside ``loss_mask``; the token counts for exact match and token accuracy. Target tokens
+        outside it are given while decoding.
+    prompt_length: (B,) int64; index of the first target token. Everything before it is the prompt.
+    lengths: (B,) int64; nominal length of each sequence.
+    """
+
+    tokens: Tensor
+    loss_mask: Tensor
+    score_mask: Tensor
+    prompt_length: Tensor
+    lengths: Tensor
+
+
+class Pieces(NamedTuple):
+    """Sources and targets before they are laid out.
+
+    Attributes
+    ----------
+    source, target: (B, S) and (B, T) int64 task tokens, counted from 0; what stands behind a row's end is ignored.
+    source_length, target_length: (B,) int64; ends of the rows.
+    loss, score: bool, broadcastable to ``target``, or None for every token.
+    loss_on_end, score_on_end: whether <eos> counts too.
+    """
+
+    source: Tensor
+    source_length: Tensor
+    target: Tensor
+    target_length: Tensor
+    loss: Tensor | None = None
+    score: Tensor | None = None
+    loss_on_end: bool = True
+    score_on_end: bool = True
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task: :meth:`sample` draws sequences, :meth:`solve` is an independent oracle in plain Python.
+
+    A subclass is one file: a frozen dataclass whose fields are the options, with ``name``, :attr:`alphabet`,
+    :meth:`generate` and :meth:`solve`. Token ids are 0 <pad>, 1 <bos>, 2 <sep>, 3 <eos>, then the alphabet.
+
+    Attributes
+    ----------
+    name: the name under which the task is found and reported.
+    unit: what the nominal length counts.
+    train_lengths: nominal lengths (shortest, longest) for training, drawn uniformly.
+    test_lengths: nominal lengths at which length generalisation is measured.
+    shortest: the least nominal length that makes a sequence.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str] = "source tokens"
+    train_lengths: ClassVar[tuple[int, int]] = (32, 64)
+    test_lengths: ClassVar[tuple[int, ...]] = (64, 128, 256, 512)
+
+    @property
+    def shortest(self) -> int:
+        return 1
+
+    @property
+    def longest(self) -> int | None:
+        """The greatest nominal length that makes a sequence, or None."""
+        return None
+
+    @property
+    @abstractmethod
+    def alphabet(self) -> tuple[str, ...]:
+        """How the task's own tokens are written; token ``4 + i`` is ``alphabet[i]``."""
+
+    @abstractmethod
+    def generate(self, lengths: Tensor, longest: int, stream: Stream) -> Pieces:
+        """Sources and targets of nominal ``lengths`` (B,), none above ``longest``; without a loop over sequences."""
+
+    @abstractmethod
+    def solve(self, prompt: Sequence[int]) -> list[int]:
+        """The target tokens that follow ``prompt`` (``<bos> source <sep>``), up to and including <eos>.
+
+        Shares no code with :meth:`generate`; raises EpanError if ``prompt`` is no prompt of this task.
+        """
+
+    def sources(self, length: int) -> int | None:
+        """How many sources of this nominal length there are, if all are equally likely; else None."""
+        return None
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return TASK_TOKENS + len(self.alphabet)
+
+    def config(self) -> dict[str, Any]:
+        """The task as plain JSON: ``get(**task.config()) == task``."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        return {"name": self.name, **options}
+
+    def sample(
+        self,
+        seed: int,
+        step: int,
+        batch: int,
+        lengths: int | tuple[int, int],
+        device: torch.device | str = "cpu",
+        split: str = "train",
+        *,
+        first: int = 0,
+    ) -> Batch:
+        """Sequences ``first`` … ``first + batch - 1`` of a step.
+
+        Sequence i is a function of (options, seed, step, split, lengths, i) alone: the same bits on every device, in
+        a batch of any size, whatever was sampled before. Different splits have different keys, so their numbers are
+        unrelated; how many short sequences coincide all the same is measured by :func:`epan.tasks.overlap`.
+
+        Parameters
+        ----------
+        seed: any integer.
+        step: at least 0.
+        batch: number of sequences, at least 1.
+        lengths: nominal length, or (shortest, longest), both inclusive, drawn uniformly for each sequence.
+        device: where the batch is made.
+        split: "train", "validation" or "test".
+        first: index of the first sequence; lets several processes share a step.
+
+        Raises
+        ------
+        EpanError: for a length that the task cannot have, an unknown split, or a batch below 1.
+        """
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        low, high = self._range(lengths)
+        counts = {"seed": (seed, None), "step": (step, 0), "batch": (batch, 1), "first": (first, 0)}
+        seed, step, batch, first = (_integer(name, value, least) for name, (value, least) in counts.items())
+        stream = Stream(self.name, seed, step, split, first, batch, device)
+        drawn = stream.integers("length", 1, high - low + 1).squeeze(1).add_(low)
+        return _lay_out(self.generate(drawn, high, stream), drawn)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """One sequence for people, without the padding at its end, e.g. ``<bos> 3 1 <sep> 1 3 <eos>``."""
+        ids = [int(token) for token in tokens]
+        while ids and ids[-1] == PAD:
+            ids.pop()
+        written = _SPECIAL + self.alphabet
+        strange = [token for token in ids if not 0 <= token < len(written)]
+        if strange:
+            raise EpanError(f"No token of the task {self.name!r}", found=strange[0], allowed=f"0 to {len(written) - 1}")
+        return " ".join(written[token] for token in ids)
+
+    def _range(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
+        pair = lengths if isinstance(lengths, tuple | list) else (lengths, lengths)
+        if len(pair) != 2:
+            raise EpanError("lengths is one length or (shortest, longest)", found=lengths, fix="e.g. lengths=(32, 64)")
+        low, high = (_integer("length", length, None) for length in pair)
+        bounds = f"at least {self.shortest}" if self.longest is None else f"{self.shortest} to {self.longest}"
+        if low < self.shortest:
+            raise EpanError(
+                f"A sequence of the task {self.name!r} cannot have the length {low} (in {self.unit})",
+                allowed=bounds,
+                fix=f"ask for a length of at least {self.shortest}",
+            )
+        if self.longest is not None and high > self.longest:
+            raise EpanError(
+                f"A sequence of the task {self.name!r} cannot have the length {high} (in {self.unit})",
+                allowed=bounds,
+                fix=f"ask for a length of at most {self.longest}, or for a larger alphabet",
+            )
+        if low > high:
+            raise EpanError("The shortest length exceeds the longest", found=lengths, fix=f"lengths=({high}, {low})")
+        return low, high
+
+    def _source(self, prompt: Sequence[int]) -> list[int]:
+        """The source of ``prompt``, counted from the task's first token."""
+        ids = [int(token) for token in prompt]
+        inner = [token - TASK_TOKENS for token in ids[1:-1]]
+        size = self.vocab_size - TASK_TOKENS
+        whole = len(ids) > 2 and ids[0] == BOS and ids[-1] == SEP
+        if not whole or any(not 0 <= token < size for token in inner):
+            raise EpanError(
+                f"This is no prompt of the task {self.name!r}",
+                found=ids if len(ids) < 40 else f"{len(ids)} tokens",
+                allowed="<bos>, tokens of the task, <sep>",
+                fix="pass batch.tokens[i, :batch.prompt_length[i]].tolist()",
+            )
+        return inner
+
+    def _at_least(self, option: str, low: int, high: int | None = None) -> None:
+        """Check that an option is an integer in its range."""
+        value = getattr(self, option)
+        wrong = isinstance(value, bool) or not isinstance(value, int)
+        if wrong or value < low or (high is not None and value > high):
+            allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+            raise EpanError(
+                f"Option {option!r} of the task {self.name!r} is out of range", found=value, allowed=allowed
+            )
+
+
+def _integer(name: str, value: object, least: int | None) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        allowed = "an integer" if least is None else f"an integer of at least {least}"
+        raise EpanError(f"{name} is out of range", found=value, allowed=allowed)
+    return number
+
+
+def _lay_out(pieces: Pieces, lengths: Tensor) -> Batch:
+    """``<bos> source <sep> target <eos>`` and the masks, padded to the width that the longest row can have."""
+    (batch, source_width), target_width = pieces.source.shape, pieces.target.shape[1]
+    width = source_width + target_width + 3
+    device = lengths.device
+    column = torch.arange(max(source_width, target_width), device=device)
+    in_source = column[:source_width] < pieces.source_length[:, None]
+    in_target = column[:target_width] < pieces.target_length[:, None]
+    prompt_length = pieces.source_length + 2
+    end = (prompt_length + pieces.target_length)[:, None]
+    # One spare column takes what stands behind a row's end, and is cut off.
+    place = torch.where(in_target, prompt_length[:, None] + column[:target_width], width)
+
+    tokens = torch.full((batch, width + 1), PAD, device=device)
+    tokens[:, 0] = BOS
+    tokens[:, 1 : source_width + 1] = torch.where(in_source, pieces.source + TASK_TOKENS, PAD)
+    tokens.scatter_(1, place, pieces.target + TASK_TOKENS)
+    tokens.scatter_(1, prompt_length[:, None] - 1, SEP)
+    tokens.scatter_(1, end, EOS)
+
+    def mask(chosen: Tensor | None, on_end: bool) -> Tensor:
+        flags = in_target if chosen is None else chosen.expand_as(in_target)
+        laid = torch.zeros((batch, width + 1), dtype=torch.bool, device=device).scatter_(1, place, flags)
+        return laid.scatter_(1, end, on_end)[:, :width].contiguous()
+
+    loss_mask = mask(pieces.loss, pieces.loss_on_end)
+    score_mask = mask(pieces.score, pieces.score_on_end)
+    return Batch(tokens[:, :width].contiguous(), loss_mask, score_mask, prompt_length, lengths)

@@ -1,0 +1,84 @@
+"""Typed runs, training, evaluation, checkpoints, records and sweeps. Names load at first use; configs need no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from epan.training import checkpoint, records
+    from epan.training.config import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
+    from epan.training.errors import TrainingError
+    from epan.training.evaluation import evaluate
+    from epan.training.loading import evaluate_run, load
+    from epan.training.parsing import load_config, override
+    from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
+    from epan.training.sweep import RunState, SweepProgress, SweepResult, load_sweep, run_sweep
+    from epan.training.trainer import check, train
+
+_HOME = {
+    "EvaluationConfig": "config",
+    "ModelConfig": "config",
+    "OptimizerConfig": "config",
+    "RunConfig": "config",
+    "TaskConfig": "config",
+    "TrainingError": "errors",
+    "evaluate": "evaluation",
+    "evaluate_run": "loading",
+    "load": "loading",
+    "load_config": "parsing",
+    "override": "parsing",
+    "EvaluationInfo": "progress",
+    "Progress": "progress",
+    "RunResult": "progress",
+    "StartInfo": "progress",
+    "StepInfo": "progress",
+    "RunState": "sweep",
+    "SweepProgress": "sweep",
+    "SweepResult": "sweep",
+    "load_sweep": "sweep",
+    "run_sweep": "sweep",
+    "check": "trainer",
+    "train": "trainer",
+}
+_MODULES = ("checkpoint", "records")
+
+__all__ = [
+    "EvaluationConfig",
+    "EvaluationInfo",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Progress",
+    "RunConfig",
+    "RunResult",
+    "RunState",
+    "StartInfo",
+    "StepInfo",
+    "SweepProgress",
+    "SweepResult",
+    "TaskConfig",
+    "TrainingError",
+    "check",
+    "checkpoint",
+    "evaluate",
+    "evaluate_run",
+    "load",
+    "load_config",
+    "load_sweep",
+    "override",
+    "records",
+    "run_sweep",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,322 @@
+"""Checkpoints: ``RUN/checkpoints/step-00000100/`` with tensors (safetensors), state and a manifest of hashes.
+
+A checkpoint is written to a temporary folder beside its place, flushed to the disk, and published by one rename: what
+    carries
+the name ``step-…`` is whole. Reading checks every byte against the manifest before it is used; nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epan.errors import EpanError
+
+__all__ = [
+    "Checkpoint",
+    "clean",
+    "latest",
+    "list_checkpoints",
+    "load",
+    "load_into",
+    "save",
+    "set_aside_newer",
+    "verify",
+]
+
+FOLDER = "checkpoints"
+MANIFEST, STATE, MODEL, OPTIMIZER = "manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"
+FORMAT, VERSION = "epan-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, verified.
+
+    Attributes
+    ----------
+    path: its folder.
+    manifest: format, version, step, config (of the run), model (resolved config of the model), config_hash, files.
+    state: small values such as elapsed seconds.
+    model, optimizer: tensors by name, on the CPU.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    state: dict[str, Any]
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+
+def _flush(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # Windows opens no folders; files there are flushed by the call below on their own.
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_dump({key: value for key, value in manifest.items() if key != "sha256"})).hexdigest()
+
+
+def _own(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # safetensors refuses two names for one memory (tied weights) and views with gaps.
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        shared = place in seen or tensor.untyped_storage().nbytes() != tensor.nbytes
+        own[name] = tensor.clone() if shared and tensor.numel() else tensor
+        seen.add(place)
+    return own
+
+
+def save(
+    run: Path,
+    step: int,
+    *,
+    model: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of ``step`` into the run folder and drop all but the ``keep`` newest ones.
+
+    Parameters
+    ----------
+    run: the run folder.
+    step: optimizer steps done.
+    model, optimizer: tensors by name.
+    state: JSON values that training needs to go on.
+    facts: JSON values of the manifest: ``config``, ``model``, ``config_hash``.
+    keep: how many checkpoints stay, this one included.
+
+    Raises
+    ------
+    EpanError: the disk is full or the folder cannot be written; earlier checkpoints are untouched and no litter stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    root = run / FOLDER
+    final = root / f"step-{step:08d}"
+    temporary = root / f".tmp-{final.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(_own(model), temporary / MODEL)
+        save_file(_own(optimizer), temporary / OPTIMIZER)
+        (temporary / STATE).write_bytes(_dump({**state, "step": step}))
+        files = {
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": _hash(temporary / name)}
+            for name in (MODEL, OPTIMIZER, STATE)
+        }
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files, **facts}
+        (temporary / MANIFEST).write_bytes(_dump({**manifest, "sha256": _seal(manifest)}))
+        for name in (*files, MANIFEST):
+            _flush(temporary / name)
+        _flush(temporary)
+        _publish(temporary, final)
+        _flush(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        size = sum(t.nbytes for t in (*model.values(), *optimizer.values()))
+        raise EpanError(
+            f"The checkpoint of step {step} cannot be written: {getattr(error, 'strerror', None) or error}",
+            found=str(final),
+            fix=f"make room for {size / 2**20:.1f} MiB there, or give a folder that you may write to, then resume",
+        ) from error
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """One rename. A checkpoint of the same step, left by the session that was resumed, makes way first."""
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed session left half written; call it only while no other process writes there."""
+    for pattern in (".tmp-step-*", ".old-step-*"):
+        for litter in (run / FOLDER).glob(pattern):
+            shutil.rmtree(litter, ignore_errors=True)
+
+
+def set_aside_newer(run: Path, good: Path) -> None:
+    """Rename the checkpoints after ``good`` to ``damaged-step-…``: retention must not take them for the newest ones."""
+    for path in list_checkpoints(run):
+        if path.name > good.name:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first; they are whole, but not verified."""
+    return sorted(path for path in (Path(run) / FOLDER).glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+
+
+def _damaged(what: str, path: Path) -> EpanError:
+    return EpanError(f"The checkpoint is damaged: {what}", found=str(path), fix="use another checkpoint of the run")
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Check every byte of a checkpoint folder against its manifest; returns the manifest.
+
+    Raises
+    ------
+    EpanError: no checkpoint there, a file missing, of another size or with another hash, an unknown format; says
+        which file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise EpanError(
+            "No checkpoint there", found=str(path), fix="give a folder such as RUN/checkpoints/step-00001000"
+        )
+    try:
+        raw = (path / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise _damaged(f"{MANIFEST} is missing", path) from None
+    except OSError as error:
+        raise EpanError(f"The checkpoint cannot be read: {error.strerror}", found=str(path / MANIFEST)) from error
+    try:
+        manifest = json.loads(raw)
+    except ValueError:
+        raise _damaged(f"{MANIFEST} is no JSON", path) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise _damaged(f"{MANIFEST} is not that of an epan checkpoint", path)
+    # The text itself must be what was written: a changed blank is a changed byte.
+    if raw != _dump(manifest) or manifest.get("sha256") != _seal(manifest):
+        raise _damaged(f"{MANIFEST} was changed after it was written", path)
+    if manifest.get("version") != VERSION:
+        found = f"version {manifest.get('version')} in {path}"
+        raise EpanError("Unknown version of the checkpoint format", found=found, allowed=[VERSION], fix="update epan")
+    if set(manifest["files"]) != {MODEL, OPTIMIZER, STATE}:
+        raise _damaged(f"{MANIFEST} lists {sorted(manifest['files'])}", path)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != expected["bytes"]:
+                raise _damaged(f"{name} has {size} bytes, {expected['bytes']} were written", path)
+            if _hash(file) != expected["sha256"]:
+                raise _damaged(f"{name} has other content than was written (SHA-256 differs)", path)
+        except FileNotFoundError:
+            raise _damaged(f"{name} is missing", path) from None
+        except OSError as error:
+            raise EpanError(f"The checkpoint cannot be read: {error.strerror}", found=str(file)) from error
+    return manifest
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Verify a checkpoint folder and read it.
+
+    Raises
+    ------
+    EpanError: as ``verify``.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    manifest = verify(path)
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        return Checkpoint(path, manifest, state, load_file(path / MODEL), load_file(path / OPTIMIZER))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(str(error), path) from error
+
+
+def latest(run: str | Path, warn: Callable[[str], None] | None = None) -> Path:
+    """The newest checkpoint of a run that is good; ``warn`` is told of every newer one that is not.
+
+    Raises
+    ------
+    EpanError: the run has no checkpoint, or no good one (the damage of each is told).
+    """
+    found = list_checkpoints(run)
+    problems = []
+    for path in reversed(found):
+        try:
+            verify(path)
+        except EpanError as error:
+            problems.append(f"{path.name}: {error.what}")
+            if warn:
+                warn(f"{path.name} is passed over. {error}")
+        else:
+            return path
+    if not found:
+        raise EpanError(
+            "The run has no checkpoint",
+            found=str(Path(run)),
+            fix="give the folder of a run that saved one (checkpoint_every, or the end of training)",
+        )
+    raise EpanError(
+        "The run has no good checkpoint", found="; ".join(problems), fix="train the run again in another folder"
+    )
+
+
+def load_into(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Copy ``tensors`` into the parameters and buffers of ``model``.
+
+    Raises
+    ------
+    EpanError: a name is missing or unknown, or a shape differs; the first of them is named with both shapes.
+    """
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        sides = [
+            f"{len(names)} {kind} (first: {names[0]})"
+            for kind, names in (("missing", missing), ("unknown", unknown))
+            if names
+        ]
+        raise EpanError(
+            "The checkpoint belongs to another model",
+            found=f"tensors {' and '.join(sides)} in {where}",
+            fix="load it with the config that it was trained with",
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise EpanError(
+                f"The checkpoint belongs to another model: tensor {name!r} has the wrong shape",
+                found=f"{tuple(tensors[name].shape)} in {where}",
+                allowed=str(tuple(tensor.shape)),
+                fix="load it with the config that it was trained with",
+            )
+    model.load_state_dict(dict(tensors))

@@ -1,0 +1,225 @@
+"""One optimizer step on accelerate: data, loss, gradient, clipping, update; and what a step that went wrong does.
+
+Several processes would enter here: data is a function of (seed, step, rank), and everything else of a run asks this
+    class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from epan.metrics import next_token_loss
+from epan.models import LanguageModel
+from epan.tasks import Batch, Task
+from epan.training import checkpoint as checkpoints
+from epan.training.config import RunConfig
+from epan.training.errors import TrainingError
+from epan.training.evaluation import add_support
+from epan.training.faults import blame_forward, blame_gradient
+from epan.training.optimization import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from epan.training.stream import micro_batches, step_seed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["MOST_SKIPS", "Engine", "StepOutcome", "own_settings"]
+
+# A run whose steps are skipped this often in a row will not recover.
+MOST_SKIPS = 20
+
+
+@contextmanager
+def own_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
+    """Random state, threads and accelerate's global state are the run's own, and afterwards what they were."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    threads = torch.get_num_threads()
+    # accelerate keeps the first device and precision of a process for good; the next run may have others.
+    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in shared]
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        try:
+            for state in shared:
+                state.clear()
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            for state, content in zip(shared, before, strict=True):
+                state.clear()
+                state.update(content)
+
+
+class StepOutcome(NamedTuple):
+    """What one step gave: ``norm`` before clipping, ``tokens`` with padding, ``skipped`` None or the reason."""
+
+    loss: float
+    norm: float
+    learning_rate: float
+    tokens: int
+    support: float | None
+    skipped: str | None
+
+
+class Engine:
+    """Model, optimizer and precision of a run, and its steps.
+
+    Attributes
+    ----------
+    model: the model itself, weights in float32.
+    updating: True while weights are being changed, when no checkpoint may be taken.
+    """
+
+    def __init__(self, config: RunConfig, task: Task, model: LanguageModel, device: torch.device) -> None:
+        from accelerate import Accelerator
+
+        self.config, self.task, self.device = config, task, device
+        self.lengths = config.lengths or task.train_lengths
+        self.model = model.to(device).train()
+        self.updating = False
+        self._skips = 0
+        self._adamw = build_optimizer(model, config.optimizer, device)
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._accelerator: Accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            gradient_accumulation_steps=config.accumulation,
+        )
+        self._forward, self._optimizer = self._accelerator.prepare(model, self._adamw)
+        if config.compile:
+            self._forward = torch.compile(self._forward, dynamic=True)
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Take over weights, moments and loss scale; EpanError if they belong to another model."""
+        checkpoints.load_into(self.model, checkpoint.model, checkpoint.path)
+        restore_optimizer(self.model, self._adamw, checkpoint.optimizer)
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What a checkpoint keeps, as ``model`` and ``optimizer``."""
+        return {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self._adamw)}
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The loss scale of fp16, None in other precisions."""
+        return self._accelerator.scaler.state_dict() if self._accelerator.scaler is not None else None
+
+    def first_batch(self) -> Batch:
+        """The data of step 0, padding included, on the CPU."""
+        config = self.config
+        return micro_batches(self.task, config.seed, 0, config.batch, self.lengths, cut=False)[0]
+
+    def take_step(self, step: int, *, measure: bool) -> StepOutcome:
+        """Do optimizer step ``step`` (from 0); ``measure`` also finds the support size.
+
+        Raises
+        ------
+        TrainingError: loss or gradient is not finite, and the config says stop or too many steps were skipped in a row.
+            The weights are those before the step.
+        """
+        config = self.config
+        rate = learning_rate(config.optimizer, step, config.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss, norm, tokens, support = self._backward(step, measure)
+        skipped = None
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.updating = True
+            self._optimizer.step()
+            self.updating = False
+            self._skips = 0
+        else:
+            skipped = self._skip(step, loss)
+        self._optimizer.zero_grad()
+        return StepOutcome(loss, norm, rate, tokens, support, skipped)
+
+    def _backward(self, step: int, measure: bool) -> tuple[float, float, int, float | None]:
+        """Gradient of the step's mean loss, clipped: loss, norm before clipping, tokens, support size."""
+        clip = self.config.optimizer.clip
+        loss, tokens, support = self._gradient(step, measure)
+        norm = self._accelerator.clip_grad_norm_(self._parameters, math.inf if clip is None else clip)
+        loss_value, norm_value = torch.stack([loss, norm]).tolist()
+        return loss_value, norm_value, tokens, support
+
+    def _gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
+        """Gradient of the step's mean loss: loss, tokens, support size."""
+        config = self.config
+        parts = self._data(step)
+        torch.manual_seed(step_seed(config.seed, step))
+        count = torch.stack([part.loss_mask[:, 1:].sum() for part in parts]).sum().clamp(min=1)
+        losses, support = [], None
+        for index, part in enumerate(parts):
+            with self._accelerator.accumulate(self._forward):
+                inputs = part.tokens[:, :-1]
+                # Statistics would compile the model twice.
+                if measure and index == 0 and not config.compile:
+                    logits, stats = self._forward(inputs, return_stats=True)
+                    support = add_support(self.model, stats, part).overall()["support_size"]
+                else:
+                    logits = self._forward(inputs)
+                loss = next_token_loss(logits, part.tokens, part.loss_mask)[0] / count
+                # accelerate divides by the number of micro-batches; the sum over all tokens is divided already.
+                self._accelerator.backward(loss * config.accumulation)
+                losses.append(loss.detach())
+        return torch.stack(losses).sum(), sum(part.tokens[:, 1:].numel() for part in parts), support
+
+    def _data(self, step: int) -> list[Batch]:
+        config = self.config
+        return micro_batches(
+            self.task,
+            config.seed,
+            step,
+            config.batch,
+            self.lengths,
+            parts=config.accumulation,
+            device=self.device,
+            # A compiled step wants equal shapes more than short ones.
+            cut=not config.compile,
+        )
+
+    def _skip(self, step: int, loss: float) -> str:
+        """Why the step is skipped; raises where the run must stop."""
+        scaler = self._accelerator.scaler
+        self._skips += 1
+        overflow = math.isfinite(loss) and scaler is not None
+        if overflow:
+            # Normal with fp16: the scale is lowered and training goes on.
+            message = f"The scaled fp16 gradient of step {step + 1} overflowed"
+        else:
+            message = self._blame(step, loss)
+        if scaler is not None:
+            scaler.update()
+        fix = "lower optimizer.learning_rate or optimizer.clip, take precision=fp32"
+        if self.config.on_nonfinite == "stop" and not overflow:
+            self._stop(message, f"{fix}, or set on_nonfinite=skip")
+        if self._skips > MOST_SKIPS:
+            self._stop(f"{self._skips} steps in a row were skipped. {message}", f"{fix}, or check the model")
+        return message
+
+    def _stop(self, message: str, fix: str) -> None:
+        self._optimizer.zero_grad()
+        raise TrainingError(message, fix=fix)
+
+    def _blame(self, step: int, loss: float) -> str:
+        def again() -> None:
+            # The same dropout as in the step that failed.
+            torch.manual_seed(step_seed(self.config.seed, step))
+            for part in self._data(step):
+                self.model(part.tokens[:, :-1])
+
+        which = "gradient" if math.isfinite(loss) else "loss"
+        culprit = blame_forward(self.model, again)
+        if culprit is None and which == "loss":
+            culprit = "every module's output is finite; the loss itself overflowed"
+        if culprit is None:
+            # Clipping by a norm that is NaN has spoilt every gradient.
+            self._optimizer.zero_grad()
+            self._gradient(step, measure=False)
+            culprit = blame_gradient(self.model)
+        return f"The {which} of step {step + 1} is not finite: {culprit}"

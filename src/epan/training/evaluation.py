@@ -1,0 +1,164 @@
+"""A model on test sequences of given lengths: exact match, token accuracy, loss, support."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from epan.errors import EpanError
+from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, wilson_interval
+from epan.metrics.support import RowStats
+from epan.models import LanguageModel, MemoryMosaicConfig
+from epan.tasks import Batch, Task
+from epan.training.decoding import greedy_exact_match
+from epan.training.progress import EvaluationInfo, Progress
+from epan.training.stream import trim
+
+__all__ = ["GREEDY_LIMIT", "add_support", "evaluate"]
+
+# Sequences of more tokens than this are not decoded one by one unless that is asked for.
+GREEDY_LIMIT = 160
+
+
+def evaluate(
+    model: LanguageModel,
+    task: Task,
+    lengths: Sequence[int],
+    *,
+    sequences: int = 1000,
+    seed: int = 0,
+    decoding: Literal["auto", "greedy", "teacher-forced"] = "auto",
+    batch_tokens: int = 16384,
+    split: str = "test",
+    stats: bool = True,
+    step: int = 0,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[dict[str, Any]]:
+    """One record of kind ``eval`` per length.
+
+    exact_match: share of sequences whose scored tokens are all right, with its 95 % Wilson interval (``_low``,
+        ``_high``).
+    token_accuracy: share of scored tokens that are right given the true tokens before them, whatever the decoding.
+    loss: mean cross-entropy of the tokens with loss, in nats.
+    decoding: how exact match was found: ``greedy`` token by token, or ``teacher-forced`` in one pass (the same by
+        ``greedy_exact_match``); ``auto`` is greedy for sequences of at most 160 tokens.
+    support_size, density, empty_rows: as ``SupportMeter``, over the memories that grow with the sequence;
+        ``per_layer`` has every memory. None and {} with ``stats=False``.
+
+    The test sequences are a function of (task, seed, length) alone: ``sequences=100`` tests the first 100 of
+    ``sequences=1000``, and ``batch_tokens`` (most tokens of one forward pass) changes nothing but memory. Numbers
+    follow the device and the autocast of the caller. The model is left in the mode it came in. ``should_stop`` is
+    asked between batches; when it says yes, the lengths that are complete are returned.
+
+    Raises
+    ------
+    EpanError: no length, a length below 1, less than one sequence, an unknown decoding.
+    """
+    if not lengths:
+        raise EpanError("There is no test length", fix="give at least one, e.g. lengths=[64, 128]")
+    for name, value in (("length", min(lengths)), ("sequences", sequences), ("batch_tokens", batch_tokens)):
+        if value < 1:
+            raise EpanError(f"The test needs a {name} of at least 1", found=value)
+    if decoding not in ("auto", "greedy", "teacher-forced"):
+        raise EpanError("Unknown decoding", found=decoding, allowed=["auto", "greedy", "teacher-forced"])
+    progress = progress or Progress()
+    training = model.training
+    model.eval()
+    results: list[dict[str, Any]] = []
+    try:
+        for length in lengths:
+            meter = _LengthMeter(model, stats)
+            for batch in _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model)):
+                if should_stop is not None and should_stop():
+                    return results
+                greedy = decoding == "greedy" or (decoding == "auto" and batch.tokens.shape[1] <= GREEDY_LIMIT)
+                meter.add(batch, greedy)
+                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, sequences))
+            results.append({"kind": "eval", "step": step, "length": length, **meter.result()})
+            progress.on_evaluation(EvaluationInfo(step, length, sequences, sequences, results[-1]))
+    finally:
+        model.train(training)
+    return results
+
+
+def add_support(
+    model: LanguageModel, stats: Mapping[str, RowStats], batch: Batch, meter: SupportMeter | None = None
+) -> SupportMeter:
+    """Take the statistics of ``model(batch.tokens[:, :-1], return_stats=True)`` into ``meter`` (a new one if None)."""
+    meter = meter or SupportMeter()
+    length = batch.tokens.shape[1]
+    # A sequence ends with its last token with loss; that token is predicted and asks nothing itself.
+    ends = length - 1 - batch.loss_mask.flip(1).int().argmax(dim=1)
+    valid = torch.arange(length - 1, device=ends.device) < ends[:, None]
+    for name, row_stats in stats.items():
+        meter.add(name, row_stats, valid, _allowed(model, name, length - 1))
+    return meter
+
+
+def _allowed(model: LanguageModel, name: str, length: int) -> torch.Tensor:
+    config = model.config
+    if not isinstance(config, MemoryMosaicConfig):
+        return allowed_keys(name, length)
+    return allowed_keys(name, length, size=config.size, window=config.short_window, skip=config.skip)
+
+
+def _device(model: LanguageModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _test_batches(
+    task: Task, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
+) -> Iterator[Batch]:
+    # A sequence depends on its number alone, so the batches may be as large as the memory allows.
+    width = task.sample(seed, 0, 1, length, split=split).tokens.shape[1]
+    rows = max(1, batch_tokens // width)
+    for first in range(0, sequences, rows):
+        count = min(rows, sequences - first)
+        yield trim(task.sample(seed, 0, count, length, device=device, split=split, first=first))
+
+
+class _LengthMeter:
+    """Sums over the batches of one length."""
+
+    def __init__(self, model: LanguageModel, stats: bool) -> None:
+        self.model, self.stats = model, stats
+        self.support = SupportMeter()
+        self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
+        self.loss = 0.0
+        self.greedy = False
+
+    @torch.no_grad()
+    def add(self, batch: Batch, greedy: bool) -> None:
+        tokens, inputs = batch.tokens, batch.tokens[:, :-1]
+        if self.stats:
+            logits, stats = self.model(inputs, return_stats=True)
+            add_support(self.model, stats, batch, self.support)
+        else:
+            logits = self.model(inputs)
+        predicted = torch.cat([tokens[:, :1], logits.argmax(dim=-1)], dim=1)
+        right, scored = count_right(predicted, tokens, batch.score_mask)
+        loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask)
+        exact = greedy_exact_match(self.model, batch) if greedy else exact_match(predicted, tokens, batch.score_mask)
+        self.greedy = greedy
+        self.sequences += len(tokens)
+        counts = torch.stack([exact.sum(), right, scored, loss_tokens]).tolist()
+        self.exact, self.right = self.exact + counts[0], self.right + counts[1]
+        self.scored, self.loss_tokens = self.scored + counts[2], self.loss_tokens + counts[3]
+        self.loss += float(loss)
+
+    def result(self) -> dict[str, Any]:
+        low, high = wilson_interval(self.exact, self.sequences)
+        return {
+            "exact_match": self.exact / self.sequences,
+            "exact_match_low": low,
+            "exact_match_high": high,
+            "token_accuracy": self.right / max(1, self.scored),
+            "loss": self.loss / max(1, self.loss_tokens),
+            "sequences": self.sequences,
+            "decoding": "greedy" if self.greedy else "teacher-forced",
+            **self.support.overall(),
+            "per_layer": self.support.per_layer(),
+        }

@@ -1,0 +1,85 @@
+"""Whether a run may start, or go on, in a folder. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from epan.errors import EpanError
+from epan.training import records
+from epan.training.config import OPERATIONAL, RunConfig
+from epan.training.parsing import differences
+
+__all__ = ["Resume", "RunFolder", "open_folder"]
+
+Resume = Literal["never", "require", "auto"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder as it was found: ``new``, ``started`` (interrupted, killed, failed) or ``finished``; its record."""
+
+    path: Path
+    state: Literal["new", "started", "finished"]
+    entries: list[records.Entry] = field(default_factory=list)
+
+
+def open_folder(config: RunConfig, out: str | Path, resume: Resume) -> RunFolder:
+    """Check that the run of ``config`` may use the folder ``out``, and create it.
+
+    Raises
+    ------
+    EpanError: it holds a run and ``resume`` is "never"; the run in it has another config (the differences are
+        listed); it holds none and ``resume`` is "require"; it holds something else; it cannot be created or written.
+    """
+    if resume not in ("never", "require", "auto"):
+        raise EpanError("Unknown way to resume", found=resume, allowed=["never", "require", "auto"])
+    path = Path(out)
+    record = path / records.FILE_NAME
+    entries = records.read(path) if record.is_file() else []
+    found = [entry for entry in entries if entry["kind"] == "run"]
+    if found:
+        return _existing(config, path, resume, entries, found[0])
+    if resume == "require":
+        raise EpanError(
+            "There is no run to resume", found=str(path), fix="give the folder of a started run, or start anew"
+        )
+    try:
+        # A record without its first line is what a run leaves that was killed at once.
+        others = [item for item in path.iterdir() if item != record] if path.exists() else []
+        if others:
+            raise EpanError(
+                "The output folder is not empty and holds no run",
+                found=f"{others[0].name!r} in {path}",
+                fix="give an empty or new folder",
+            )
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EpanError(
+            f"The output folder cannot be used: {error.strerror}",
+            found=str(path),
+            fix="give a folder that you may write to",
+        ) from error
+    return RunFolder(path, "new")
+
+
+def _existing(
+    config: RunConfig, path: Path, resume: Resume, entries: list[records.Entry], head: records.Entry
+) -> RunFolder:
+    status = records.summary(entries)
+    if resume == "never":
+        raise EpanError(
+            "The output folder already holds a run",
+            found=f"{status.label or 'a run'}, {status.status} at step {status.step}, in {path}",
+            fix="resume it, or give another folder",
+        )
+    if head.get("config_hash") != config.hash():
+        changed = differences(head.get("config", {}), config.to_dict())
+        changed = [line for line in changed if line.partition(":")[0] not in OPERATIONAL]
+        raise EpanError(
+            "The run in the output folder has another config",
+            found="; ".join(changed) or f"a config of another version of epan in {path}",
+            fix="resume with the config that it was started with, or give another folder",
+        )
+    return RunFolder(path, "finished" if status.status == "finished" else "started", entries)

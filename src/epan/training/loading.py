@@ -1,0 +1,163 @@
+"""From a run folder to its trained model, and its evaluation at further lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import epan.models
+import epan.tasks
+from epan.errors import EpanError
+from epan.models import LanguageModel
+from epan.tasks import Task
+from epan.training import checkpoint as checkpoints
+from epan.training.config import RunConfig
+from epan.training.evaluation import evaluate
+from epan.training.progress import Progress
+from epan.training.records import FILE_NAME, RecordWriter
+
+__all__ = ["autocast", "build_model", "build_task", "evaluate_run", "find_device", "load", "model_facts"]
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a config's name; ``auto`` is a GPU where there is one.
+
+    Raises
+    ------
+    EpanError: the device is not there.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if here[kind])
+    if not here.get(name, False):
+        allowed = ["auto", *(kind for kind, there in here.items() if there)]
+        raise EpanError("The device is not available here", found=name, allowed=allowed, fix="take device=auto")
+    return torch.device(name)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """The autocast of a config's precision; fp32 needs none."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+def build_task(config: RunConfig) -> Task:
+    """The task of a run; EpanError for an unknown name or option."""
+    return epan.tasks.get(config.task.name, **config.task.options)
+
+
+def build_model(config: RunConfig, task: Task) -> LanguageModel:
+    """The model of a run for the vocabulary of its task; EpanError for an unknown name or config key."""
+    model = config.model
+    chosen = {"kernel": model.kernel, "normalization": model.normalization}
+    return epan.models.build(model.name, {"vocab_size": task.vocab_size, **chosen, **model.options})
+
+
+def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
+    """Name and whole config of a model, from which ``epan.models.build`` makes it again."""
+    return {"name": name, **dataclasses.asdict(model.config)}
+
+
+def find_checkpoint(run: str | Path, step: int | None = None) -> Path:
+    """The checkpoint folder that ``run`` means: itself, that of ``step``, or the newest good one (warns of bad ones).
+
+    Raises
+    ------
+    EpanError: nothing there, no checkpoint, no checkpoint of that step.
+    """
+    path = Path(run)
+    if not path.exists():
+        raise EpanError("No such run", found=str(path), fix="give a run folder, or a folder RUN/checkpoints/step-…")
+    if (path / checkpoints.MANIFEST).exists() or path.parent.name == checkpoints.FOLDER:
+        return path
+    if step is None:
+        return checkpoints.latest(path, warn=lambda message: warnings.warn(message, stacklevel=4))
+    there = checkpoints.list_checkpoints(path)
+    for folder in there:
+        if int(folder.name[5:]) == step:
+            return folder
+    raise EpanError(
+        "The run has no checkpoint of that step", found=step, allowed=[int(f.name[5:]) for f in there] or "none"
+    )
+
+
+def load(run: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> LanguageModel:
+    """The trained model of a run, in eval mode, with its config as ``model.config``.
+
+    Parameters
+    ----------
+    run: a run folder (its newest good checkpoint is taken) or a checkpoint folder.
+    step: of which checkpoint of the run folder.
+    device: where the model goes.
+
+    Raises
+    ------
+    EpanError: no run or checkpoint there, a damaged one, or one of another model; says what, where and what to do.
+    """
+    return _restore(checkpoints.load(find_checkpoint(run, step)), device)
+
+
+def _restore(checkpoint: checkpoints.Checkpoint, device: str | torch.device) -> LanguageModel:
+    options = dict(checkpoint.manifest["model"])
+    model = epan.models.build(options.pop("name"), options)
+    checkpoints.load_into(model, checkpoint.model, checkpoint.path)
+    return model.to(device).eval()
+
+
+def evaluate_run(
+    run: str | Path,
+    lengths: Sequence[int] | None = None,
+    *,
+    sequences: int | None = None,
+    decoding: Literal["auto", "greedy", "teacher-forced"] | None = None,
+    seed: int | None = None,
+    batch_tokens: int | None = None,
+    split: str = "test",
+    step: int | None = None,
+    device: str = "auto",
+    append: bool = True,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Test a trained run at ``lengths`` and, with ``append``, add the results to its record.
+
+    What is not given is taken from the config of the run. See ``evaluate`` for the records.
+
+    Raises
+    ------
+    EpanError: as ``load`` and ``evaluate``, or the record cannot be written (told before the work starts).
+    """
+    checkpoint = checkpoints.load(find_checkpoint(run, step))
+    config = RunConfig.from_dict(checkpoint.manifest["config"])
+    task, place = build_task(config), find_device(device)
+    model = _restore(checkpoint, place)
+    chosen = config.evaluation
+    with ExitStack() as stack:
+        folder = checkpoint.path.parent.parent
+        writer = stack.enter_context(RecordWriter(folder)) if append and (folder / FILE_NAME).exists() else None
+        stack.enter_context(autocast(config.precision, place))
+        results = []
+        for length in lengths or chosen.lengths or task.test_lengths:
+            results += evaluate(
+                model,
+                task,
+                [length],
+                sequences=chosen.sequences if sequences is None else sequences,
+                seed=chosen.seed if seed is None else seed,
+                decoding=decoding or chosen.decoding,
+                batch_tokens=chosen.batch_tokens if batch_tokens is None else batch_tokens,
+                split=split,
+                step=checkpoint.step,
+                progress=progress,
+            )
+            if writer is not None:
+                writer.write(**results[-1])
+    return results

@@ -1,0 +1,264 @@
+"""The loop of a run and what it leaves behind: record, checkpoints, evaluations."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from epan.errors import EpanError
+from epan.models import LanguageModel
+from epan.tasks import Task
+from epan.training import checkpoint as checkpoints
+from epan.training import records
+from epan.training.config import RunConfig
+from epan.training.engine import Engine
+from epan.training.environment import commit, data_hash, environment
+from epan.training.errors import TrainingError
+from epan.training.evaluation import evaluate
+from epan.training.folder import RunFolder
+from epan.training.interruption import Interruption
+from epan.training.loading import autocast, model_facts
+from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One session of a run: from its start or last checkpoint to its end, an interruption or a failure."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        writer: records.RecordWriter,
+        progress: Progress,
+        interruption: Interruption,
+        task: Task,
+        model: LanguageModel,
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.writer = config, folder, writer
+        self.progress, self.interruption, self.task, self.device = progress, interruption, task, device
+        self.began, self.elapsed_before, self.step = time.perf_counter(), 0.0, 0
+        self.loss: float | None = None
+        self.support: float | None = None
+        self.saved: Path | None = None
+        self.evaluations: list[records.Entry] = []
+        self.facts = {
+            "config": config.to_dict(),
+            "config_hash": config.hash(),
+            "model": model_facts(config.model.name, model),
+        }
+        self.engine = Engine(config, task, model, device)
+        if folder.state == "started":
+            self._restore()
+
+    def go(self, command: str | None) -> RunResult:
+        """Run to the end and write what the end was, whatever happens."""
+        try:
+            self._write_start(command)
+            self._loop()
+        except KeyboardInterrupt:
+            return self._interrupted(save=not self.interruption.wanted())
+        except torch.OutOfMemoryError as error:
+            fix = "raise accumulation (same result, less memory), or lower batch, lengths or evaluation.batch_tokens"
+            failure = TrainingError(f"The memory of {self.device} is used up after step {self.step}", fix=fix)
+            self._end("failed", str(failure))
+            raise failure from error
+        except Exception as error:
+            if isinstance(error, TrainingError):
+                self._save()
+            self._end("failed", str(error) or type(error).__name__)
+            raise
+        if self.interruption.wanted():
+            return self._interrupted(save=True)
+        self._end("finished")
+        return self._result("finished")
+
+    # ------------------------------------------------------------------ the loop
+
+    def _loop(self) -> None:
+        config, every = self.config, self.config.checkpoint_every
+        start, first = time.perf_counter(), self.step
+        window_tokens, window_seconds = 0, 0.0
+        if self.folder.state == "started" and self._evaluation_due():
+            self._evaluate()
+        while self.step < config.steps and not self.interruption.wanted():
+            before = time.perf_counter()
+            number = self.step + 1
+            logged = number % config.log_every == 0 or number == config.steps
+            outcome = self.engine.take_step(self.step, measure=logged)
+            self.step, self.loss = number, outcome.loss
+            now = time.perf_counter()
+            window_tokens, window_seconds = window_tokens + outcome.tokens, window_seconds + now - before
+            if outcome.support is not None:
+                self.support = outcome.support
+            info = StepInfo(
+                step=number,
+                steps=config.steps,
+                loss=outcome.loss,
+                learning_rate=outcome.learning_rate,
+                gradient_norm=outcome.norm,
+                tokens_per_second=window_tokens / window_seconds,
+                elapsed=self._elapsed(),
+                remaining=(now - start) / (number - first) * (config.steps - number),
+                support=self.support,
+            )
+            if outcome.skipped:
+                self._event("skipped", outcome.skipped)
+            if logged:
+                self._write_step(info)
+                window_tokens, window_seconds = 0, 0.0
+            self.progress.on_step(info)
+            if number == config.steps or (every and number % every == 0):
+                self._save()
+            if self._evaluation_due() and not self.interruption.wanted():
+                self._evaluate()
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.evaluation.every
+        return self.step == self.config.steps or bool(every and self.step and self.step % every == 0)
+
+    def _evaluate(self) -> None:
+        chosen = self.config.evaluation
+        # A session that resumes at this step leaves out what was tested before it stopped.
+        done = [old for old in self.folder.entries if old["kind"] == "eval" and old["step"] == self.step]
+        done = [old for old in done if old["sequences"] == chosen.sequences]
+        self.evaluations = list(done)
+        for length in chosen.lengths or self.task.test_lengths:
+            if any(old["length"] == length for old in done):
+                continue
+            with autocast(self.config.precision, self.device):
+                found = evaluate(
+                    self.engine.model,
+                    self.task,
+                    [length],
+                    sequences=chosen.sequences,
+                    seed=chosen.seed,
+                    decoding=chosen.decoding,
+                    batch_tokens=chosen.batch_tokens,
+                    step=self.step,
+                    progress=self.progress,
+                    should_stop=self.interruption.wanted,
+                )
+            self.evaluations += [self.writer.write(**entry) for entry in found]
+            if self.interruption.wanted():
+                return
+
+    # ------------------------------------------------------------------ record and checkpoints
+
+    def _restore(self) -> None:
+        path = self.folder.path
+        checkpoints.clean(path)
+        if not checkpoints.list_checkpoints(path):
+            return
+        good = checkpoints.latest(path, warn=lambda message: self._event("fallback", message))
+        checkpoints.set_aside_newer(path, good)
+        checkpoint = checkpoints.load(good)
+        self.engine.restore(checkpoint)
+        self.step, self.saved = checkpoint.step, good
+        self.elapsed_before = float(checkpoint.state["elapsed"])
+
+    def _write_start(self, command: str | None) -> None:
+        config, model, path = self.config, self.engine.model, self.folder.path
+        where, count = environment(self.device), model.num_parameters()
+        if self.folder.state == "started":
+            self._event("resumed", f"resumed from step {self.step}", environment=where, commit=commit())
+        else:
+            plain = config.to_dict()
+            repeat = shlex.join(["epan", "train", "--config", str(path), "--out", f"{path}-again"])
+            self.writer.write(
+                "run",
+                flush=True,
+                schema=records.SCHEMA,
+                name=config.label,
+                method=config.method,
+                seed=config.seed,
+                task=plain["task"],
+                model=self.facts["model"],
+                training={key: plain[key] for key in plain if key not in ("task", "model", "seed", "name")},
+                config=plain,
+                config_hash=self.facts["config_hash"],
+                environment=where,
+                commit=commit(),
+                data_hash=data_hash(config.task, self.engine.first_batch()),
+                command=command or repeat,
+                parameters=count,
+                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            )
+            self._write_bandwidths()
+        threads = torch.get_num_threads()
+        start = StartInfo(config.label, config.method, self.step, config.steps, count, where["device"], threads, path)
+        self.progress.on_start(start)
+
+    def _write_step(self, info: StepInfo) -> None:
+        self.writer.write(
+            "step",
+            step=info.step,
+            loss=info.loss,
+            learning_rate=info.learning_rate,
+            gradient_norm=info.gradient_norm,
+            tokens_per_second=info.tokens_per_second,
+            elapsed=info.elapsed,
+            support=info.support,
+        )
+        self._write_bandwidths()
+
+    def _write_bandwidths(self) -> None:
+        found = self.engine.model.bandwidths()
+        self.writer.write("bandwidth", step=self.step, values={name: beta.tolist() for name, beta in found.items()})
+
+    def _event(self, event: str, message: str, **values: Any) -> None:
+        self.writer.write("event", event=event, step=self.step, message=message, **values)
+        self.progress.on_event(message)
+
+    def _save(self) -> None:
+        self.saved = checkpoints.save(
+            self.folder.path,
+            self.step,
+            **self.engine.tensors(),
+            state={"elapsed": self._elapsed(), "scaler": self.engine.scaler_state()},
+            facts=self.facts,
+            keep=self.config.keep,
+        )
+
+    def _elapsed(self) -> float:
+        return self.elapsed_before + time.perf_counter() - self.began
+
+    def _interrupted(self, *, save: bool) -> RunResult:
+        here = f"step-{self.step:08d}"
+        if save and not self.engine.updating and (self.saved is None or self.saved.name != here):
+            self._save()
+        kept = f"checkpoint {self.saved.name}" if self.saved else "no checkpoint"
+        self._event("interrupted", f"interrupted at step {self.step}, {kept}")
+        self._end("interrupted")
+        return self._result("interrupted")
+
+    def _end(self, status: str, message: str = "") -> None:
+        try:
+            self.writer.write(
+                "end", flush=True, status=status, elapsed=self._elapsed(), step=self.step, message=message
+            )
+        except EpanError:
+            # On a full disk the first error is the one to tell.
+            if status != "failed":
+                raise
+
+    def _result(self, status: Literal["finished", "interrupted"]) -> RunResult:
+        result = RunResult(
+            status=status,
+            signal=self.interruption.signal if status == "interrupted" else None,
+            step=self.step,
+            steps=self.config.steps,
+            loss=self.loss,
+            elapsed=self._elapsed(),
+            out=self.folder.path,
+            checkpoint=self.saved,
+            evaluations=self.evaluations,
+        )
+        self.progress.on_end(result)
+        return result

@@ -1,0 +1,103 @@
+"""Training one model on one task: the loop, and the run folder that it leaves."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from epan.errors import UnsupportedError
+from epan.training import checkpoint as checkpoints
+from epan.training import records
+from epan.training.config import RunConfig
+from epan.training.engine import own_settings
+from epan.training.folder import Resume, RunFolder, open_folder
+from epan.training.interruption import Interruption
+from epan.training.loading import build_model, build_task, find_device
+from epan.training.progress import Progress, RunResult
+from epan.training.session import Session
+
+__all__ = ["check", "train"]
+
+
+def check(config: RunConfig) -> None:
+    """Raise the error that ``train`` would raise before its first step; builds task and model once and drops them.
+
+    Raises
+    ------
+    EpanError: an unknown task, model, kernel, option or length, a device that is not there, a precision it does not
+        have.
+    """
+    _device(config)
+    task = build_task(config)
+    task.sample(config.seed, 0, 1, config.lengths or task.train_lengths)
+    for length in config.evaluation.lengths or ():
+        task.sample(config.seed, 0, 1, length)
+    with torch.random.fork_rng(devices=[]):
+        build_model(config, task)
+
+
+def _device(config: RunConfig) -> torch.device:
+    device = find_device(config.device)
+    if config.precision == "fp16" and device.type != "cuda":
+        fix = "take precision=bf16 or fp32, or a GPU"
+        raise UnsupportedError(f"precision fp16 on {device.type}", "its loss scaling needs a GPU", fix)
+    return device
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: Resume = "never",
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Train the model of ``config`` in this process and keep record and checkpoints in the folder ``out``.
+
+    The loss of a step is the mean cross-entropy over all tokens with loss of its ``batch`` sequences. Data and
+    dropout are a function of (seed, step), so a resumed run goes on as if it had not stopped. The first Ctrl-C or
+    SIGTERM ends the run after the current step with a checkpoint and the status "interrupted", the second one at
+    once. Prints nothing.
+
+    Parameters
+    ----------
+    config: the run.
+    out: the run folder; created.
+    resume: "never" (the folder must hold no run), "require" (it must hold a run of the same config), "auto" (either).
+        A run that is finished already returns at once.
+    progress: receives what happens.
+    command: the command that repeats the run, for its record; made from the record itself if None.
+
+    Raises
+    ------
+    EpanError: a wrong config, or a folder that cannot be used; told before anything is written.
+    TrainingError: loss or gradient is not finite (the module or parameter is named; weights and checkpoints stay
+        good), or the memory is used up.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UnsupportedError("training in several processes", "a run is one process", "start it without torchrun")
+    device = _device(config)
+    with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        stack.enter_context(own_settings(config, device))
+        torch.manual_seed(config.seed)
+        task = build_task(config)
+        model = build_model(config, task)
+        folder = open_folder(config, out, resume)
+        if folder.state == "finished":
+            return _finished(config, folder)
+        writer = stack.enter_context(records.RecordWriter(folder.path))
+        session = Session(config, folder, writer, progress or Progress(), interruption, task, model, device)
+        return session.go(command)
+
+
+def _finished(config: RunConfig, folder: RunFolder) -> RunResult:
+    status = records.summary(folder.entries)
+    there = checkpoints.list_checkpoints(folder.path)
+    last = there[-1] if there else None
+    return RunResult(
+        "finished", None, status.step, config.steps, status.loss, status.elapsed, folder.path, last, status.evaluations
+    )

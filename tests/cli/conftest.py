@@ -1,0 +1,58 @@
+"""The real command in a process of its own, and a tiny training run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+TINY = (
+    "--task", "copy", "--lengths", "2,4", "--batch", "4", "--test-lengths", "4,8", "--test-sequences", "8",
+    "--threads", "1", "--device", "cpu", "--set", "model.options.width=16", "--set", "model.options.heads=2",
+    "--set", "model.options.layers=1", "--set", "model.options.persistent_size=4", "--set", "log_every=2",
+)  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="session")
+def epan() -> Run:
+    """``epan ARGUMENTS`` as a user runs it; gives code and output."""
+
+    def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "epan", *arguments],
+            cwd=cwd,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def surroundings() -> dict[str, str]:
+    """The environment of the commands."""
+    return environment()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def trained(epan: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder and output of one tiny training run."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, epan("train", *TINY, "--steps", "10", "--out", str(folder))

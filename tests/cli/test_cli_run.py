@@ -1,0 +1,224 @@
+"""Train, test, report and stop, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def test_training_says_what_it_does_first(trained: Any) -> None:
+    folder, result = trained
+    assert result.returncode == 0, result.stderr
+    first = result.stdout.splitlines()
+    assert "memory_mosaic with biweight-adaptive on copy, seed 0" in first[0]
+    for place, word in enumerate(("parameters", "device", "data", "saved in"), start=1):
+        assert word in first[place]
+    assert "lengths 2 to 4, 4 sequences a step, 10 steps" in result.stdout
+    assert str(folder) in first[4]
+
+
+def test_training_without_a_terminal_prints_plain_lines(trained: Any) -> None:
+    _, result = trained
+    assert "step 10/10  loss " in result.stdout
+    for word in ("keys/query", "tokens/s", "ETA", "exact match"):
+        assert word in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "\r" not in result.stdout
+    assert result.stderr == ""
+
+
+def test_the_run_is_recorded_and_can_be_repeated(trained: Any) -> None:
+    folder, _ = trained
+    (head,) = _lines(folder, "run")
+    assert head["command"].startswith("epan train --task copy")
+    assert [line["length"] for line in _lines(folder, "eval")] == [4, 8]
+    assert _lines(folder, "end")[0]["status"] == "finished"
+
+
+def test_evaluation_at_new_lengths_and_report(trained: Any, epan: Any) -> None:
+    folder, _ = trained
+    tested = epan("eval", str(folder), "--lengths", "12,16", "24", "--sequences", "4")
+    assert tested.returncode == 0, tested.stderr
+    assert "12 " in tested.stdout
+    assert "exact match" in tested.stdout
+    assert [line["length"] for line in _lines(folder, "eval")] == [4, 8, 12, 16, 24]
+    made = epan("report", str(folder), "--out", str(folder / "page"))
+    assert made.returncode == 0, made.stderr
+    assert str(folder / "page" / "index.html") in made.stdout
+    page = (folder / "page" / "index.html").read_text(encoding="utf-8")
+    assert "Biweight" in page
+    assert "6×" in page
+    assert (folder / "page" / "figures" / "heat-map.png").exists()
+    assert "24" in (folder / "page" / "table.csv").read_text()
+
+
+def test_evaluation_can_leave_the_record_alone(trained: Any, epan: Any) -> None:
+    folder, _ = trained
+    before = (folder / "record.jsonl").read_bytes()
+    assert epan("eval", str(folder), "--lengths", "5", "--sequences", "2", "--no-record").returncode == 0
+    assert (folder / "record.jsonl").read_bytes() == before
+
+
+def _wait_for(process: subprocess.Popen[str], word: str, seconds: float = 120.0) -> str:
+    assert process.stdout is not None
+    said, end = "", time.monotonic() + seconds
+    while word not in said:
+        ready, _, _ = select.select([process.stdout], [], [], end - time.monotonic())
+        assert ready, said
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process")
+def test_ctrl_c_saves_and_resume_goes_on(tiny: Any, epan: Any, surroundings: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "epan", "train", *tiny, "--steps", "300", "--out", str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1, env=surroundings
+    ) as process:
+        _wait_for(process, "\nstep ")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err == ""
+    assert "Interrupted at step" in out
+    assert f"epan train --resume --out {folder}" in out
+    assert _lines(folder, "end")[-1]["status"] == "interrupted"
+    assert list(folder.glob("checkpoints/step-*/model.safetensors"))
+
+    result = epan("train", "--resume", "--out", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert "resumed from step" in result.stdout
+    assert _lines(folder, "end")[-1]["status"] == "finished"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_on_a_terminal_there_is_a_bar(tiny: Any, surroundings: Any, tmp_path: Path) -> None:
+    code, said = _on_terminal(surroundings, ["train", *tiny, "--steps", "6", "--out", str(tmp_path / "run")])
+    assert code == 0, said
+    for word in ("training", "6/6", "loss", "keys/query", "ETA", "testing", "Finished 6 steps"):
+        assert word in said, said
+
+
+def _on_terminal(surroundings: dict[str, str], arguments: list[str], seconds: float = 240.0) -> tuple[int, str]:
+    """Exit code and output of the command on a pseudo-terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    own, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "epan", *arguments],
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        env={**surroundings, "TERM": "xterm", "COLUMNS": "160"},
+        close_fds=True,
+    )
+    os.close(other)
+    said, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        ready, _, _ = select.select([own], [], [], 0.2)
+        try:
+            data = os.read(own, 65536) if ready else b""
+        except OSError:
+            break
+        said += data
+        if not data and process.poll() is not None:
+            break
+    os.close(own)
+    return process.wait(timeout=30), said.decode(errors="replace")
+
+
+def test_a_sweep_runs_all_skips_the_finished_and_tells_of_a_failure(epan: Any, tmp_path: Path) -> None:
+    (tmp_path / "many.py").write_text(
+        """
+from epan.training import EvaluationConfig, ModelConfig, RunConfig, TaskConfig
+
+def runs():
+    small = {"width": 16, "heads": 2, "layers": 1, "persistent_size": 4}
+    return [
+        RunConfig(
+            steps=4, batch=2, lengths=(2, 4), device="cpu", task=TaskConfig("copy"), log_every=1,
+            model=ModelConfig("memory_mosaic", small, kernel),
+            evaluation=EvaluationConfig(lengths=(4,), sequences=4),
+        )
+        for kernel in ("gaussian", "biweight")
+    ]
+"""
+    )
+    result = epan("sweep", "many.py", "--out", "out", "--workers", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "2 of 2 runs finished" in result.stdout
+    assert result.stdout.count(": finished  exact match") == 2
+    again = epan("sweep", "many.py", "--out", "out", cwd=tmp_path)
+    assert again.returncode == 0
+    assert again.stdout.count(": skipped") == 2
+    report = epan("report", "out", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    page = (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Softmax (Gaussian)" in page
+    assert "2 attention methods on copy" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_the_demo_from_end_to_end(surroundings: Any, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "notes.txt").write_text("precious")
+    code, said = _on_terminal(surroundings, ["demo", "--quick", "--out", str(out)])
+    assert code == 0, said
+    assert (tmp_path / "demo-1" / "notes.txt").read_text() == "precious"
+    assert "ReLUmax" in said
+    assert "has not learnt" in said or "have not learnt" in said
+    assert str(out / "report" / "index.html") in said.replace("\r\n", "")
+    assert len(list(out.glob("*/record.jsonl"))) == 5
+
+    code, said = _on_terminal(surroundings, ["demo", "--quick", "--out", str(out)])
+    assert code == 0, said
+    assert "Going on with the demo" in said
+    assert not (tmp_path / "demo-2").exists()
+
+
+def test_the_doctor_passes_here(epan: Any) -> None:
+    result = epan("doctor")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "FAIL" not in result.stdout
+    assert result.stdout.count("PASS") >= 5
+    assert '"auto" takes' in result.stdout
+
+
+def test_the_doctor_finds_a_wrong_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from epan.cli import doctor
+
+    def wrong() -> float:
+        return 1.0
+
+    def broken() -> float:
+        raise ZeroDivisionError("broken")
+
+    checks = (doctor.Check("wrong", 1e-12, wrong), doctor.Check("broken", 1e-12, broken))
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    assert doctor.doctor() == 1
+    said = capsys.readouterr().out
+    assert "FAIL  wrong" in said
+    assert "FAIL  broken (ZeroDivisionError: broken)" in said

@@ -1,0 +1,55 @@
+"""Shared by all tests: fixed seeds, poisoned memory where operators are tested, and honest skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# The same examples on every machine and in every run, without a database beside the tests.
+hypothesis.settings.register_profile(
+    "epan",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=False,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("epan")
+
+# Folders whose tests run operators; there, memory that was never written reads as NaN.
+POISONED = {"conformance", "kernels", "masks", "normalizations", "ops"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, and torch finds none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty and its relatives return NaN (the largest number, for integers) instead of whatever was there."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(autouse=True)
+def _poison(request: pytest.FixtureRequest) -> None:
+    if request.path.parent.name in POISONED:
+        request.getfixturevalue("poisoned_memory")

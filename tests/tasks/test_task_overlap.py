@@ -1,0 +1,66 @@
+"""Overlap of training and test: measured equals expected, and counting by hand."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from epan import tasks
+from epan.tasks import Task, overlap
+
+
+def prompts(
+    task: Task, seed: int, step: int, batch: int, lengths: int | tuple[int, int], split: str
+) -> list[tuple[int, ...]]:
+    drawn = task.sample(seed, step, batch, lengths, split=split)
+    return [tuple(row[:first]) for row, first in zip(drawn.tokens.tolist(), drawn.prompt_length.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_share_is_that_of_counting(name: str) -> None:
+    task = tasks.get(name, **{"mqar": {"words": 8}, "mqmtar": {"letters": 2, "words": 1, "queries": 1}}.get(name, {}))
+    length = {"mqmtar": 12, "mqar": 2}.get(name, max(task.shortest, 4))
+    span = (length, length) if name == "mqar" else (length, length + 1)
+    found = overlap(task, length, seed=5, steps=20, batch=64, lengths=span, test=300)
+    train = {prompt for step in range(20) for prompt in prompts(task, 5, step, 64, span, "train")}
+    test = prompts(task, 5, 0, 300, length, "test")
+    assert found.share == pytest.approx(sum(prompt in train for prompt in test) / 300)
+    assert found.repeated == pytest.approx(1 - len(set(test)) / 300)
+    assert (found.length, found.train, found.test) == (length, 20 * 64, 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "length", "lengths", "steps"),
+    [
+        ("parity", {}, 10, (4, 13), 40),
+        ("sort", {"symbols": 5}, 6, (6, 6), 60),
+        ("n-back", {"symbols": 3}, 8, (3, 12), 100),
+        ("mqar", {"words": 16}, 2, (2, 4), 30),
+    ],
+)
+def test_the_measured_share_meets_its_expectation(
+    name: str, options: dict[str, int], length: int, lengths: tuple[int, int], steps: int
+) -> None:
+    found = overlap(tasks.get(name, **options), length, steps=steps, batch=128, lengths=lengths, test=2000)
+    assert found.expected is not None
+    assert 0.05 < found.expected < 0.999
+    assert found.share == pytest.approx(found.expected, abs=0.05)
+
+
+def test_long_sequences_and_other_lengths_do_not_overlap() -> None:
+    found = overlap(tasks.get("reverse"), 64, steps=20)
+    assert found.share == found.repeated == 0
+    assert found.expected == pytest.approx(0, abs=1e-12)
+    assert overlap(tasks.get("reverse", symbols=2), 6, lengths=(7, 9), steps=5).expected == 0
+    assert overlap(tasks.get("copy"), 4096, steps=1, test=4).expected == 0
+
+
+def test_the_expectation_is_left_out_where_it_is_not_simple() -> None:
+    for name in ("flip-flop", "local-count", "mqmtar"):
+        assert overlap(tasks.get(name), 16, steps=1, test=10).expected is None
+
+
+def test_the_function_is_not_hidden_by_its_module() -> None:
+    importlib.import_module("epan.tasks.overlap")
+    assert callable(tasks.overlap)
