@@ -12,6 +12,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+import epan
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
@@ -71,6 +74,24 @@ def test_python_blocks_print_what_they_say(
     result = doctest.DocTestRunner(optionflags=flags).run(example, out=output.append)
     assert result.attempted > 0
     assert not result.failed, "".join(output)
+
+
+def test_the_table_of_combinations_says_what_is_refused() -> None:
+    rows = [
+        row.strip("|").split("|") for row in README.splitlines() if re.match(r"\| `.*` \|", row) and row.count("|") == 7
+    ]
+    scores = torch.tensor([0.0, -0.25, -0.5])
+    rules = ("adaptive", "anchored", "fixed", epan.Nearest(k=2))
+    kernels = {"`Polynomial(order=n)`": epan.Polynomial(order=4)}
+    assert len(rows) == 7
+    for name, _, *cells in ([cell.strip() for cell in row] for row in rows):
+        for rule, cell in zip(rules, cells, strict=True):
+            kernel = epan.Uniform(radius=0.8) if "radius" in cell else kernels.get(name, name.strip('`"'))
+            if cell == "–":
+                with pytest.raises(epan.UnsupportedError):
+                    epan.attention_weights(scores, kernel=kernel, normalization=rule)
+            else:
+                assert epan.attention_weights(scores, kernel=kernel, normalization=rule).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("document", "line", "command"), EPAN_COMMANDS, ids=lambda value: str(value))

@@ -10,8 +10,10 @@ _HANDLES: dict[object, int] = {}
 
 def intern(thing: object) -> int:
     """The handle of ``thing``; equal objects share one."""
+    # A class with an __init__ of its own inherits an equality that does not know its parameters.
+    comparable = "__dataclass_fields__" in vars(type(thing))
     try:
-        handle = _HANDLES.setdefault(thing, len(_OBJECTS))
+        handle = _HANDLES.setdefault(thing, len(_OBJECTS)) if comparable else len(_OBJECTS)
     except TypeError:
         # Unhashable objects of other packages are each their own.
         handle = len(_OBJECTS)

@@ -97,7 +97,7 @@ def test_an_option_before_the_command_is_explained(capsys: pytest.CaptureFixture
 def test_an_error_of_epan_itself_is_short_and_debug_shows_it_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: object, **__: object) -> None:
+    def broken(*_: str) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("epan.cli.report.report", broken)

@@ -138,9 +138,14 @@ class RectifiedPolynomial(Kernel):
         r""":math:`\partial\varphi_n(x)/\partial n = \varphi_n (\ln(1 + x/n) - \frac{x/n}{1 + x/n})`, zero outside the support."""
         n = self.order
         inside = x > -self.support
+        dtype = x.dtype
+        if x.device.type != "mps":
+            # The two terms cancel to second order in x/n.
+            x = x.double()
+            n = n.double() if isinstance(n, Tensor) else n
         ratio = torch.where(inside, x, 0.0) / n
         log = torch.log1p(ratio)
-        return torch.where(inside, torch.exp(n * log) * log - torch.exp((n - 1.0) * log) * ratio, 0.0)
+        return torch.where(inside, torch.exp(n * log) * log - torch.exp((n - 1.0) * log) * ratio, 0.0).to(dtype)
 
     def relative_profile(self, x: Tensor, top: Tensor) -> Tensor:
         if self.uses_log_form:

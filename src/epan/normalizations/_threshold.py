@@ -28,9 +28,11 @@ __all__ = ["solve_level", "sparse_rows"]
 # Rows are searched for candidates in pieces of about this many scores, and iterated on in smaller ones, for the caches.
 SEARCH_ELEMENTS = 1 << 20
 CHUNK_ELEMENTS = 1 << 18
-# Scores are compacted to the candidates z > max − n when these are a smaller share than this.
-COMPACT_BELOW = 0.2
+# A row is compacted to its candidates if at most this share of its groups of neighbours holds any.
+COMPACT_BELOW = 0.6
 GROUP = 32
+# Rows of candidates are padded to a multiple of this, so that sums take their terms in one order whatever the padding.
+PADDING = 64
 _MAX_STEPS = 60
 
 
@@ -76,17 +78,16 @@ def _newton(x: Tensor, n: float | Tensor, start: Tensor | None = None, steps: in
     if level is None:
         level = x.new_full((*x.shape[:-1], 1), 0.0 if log_form else 1.0)
     tolerance = 4.0 * torch.finfo(x.dtype).eps
+    moving: Tensor | None = None
     for _ in range(steps):
-        if log_form:
-            step = _log_step(x, level, n)[1].nan_to_num_(0.0, 0.0, 0.0)
-            level = level + step
-            scale = level.clamp(min=1.0)
-        else:
-            assert not isinstance(n, Tensor)
-            step = _height_step(x, level, n)[1].nan_to_num_(0.0, 0.0, 0.0)
-            level = level - step
-            scale = level
-        if not bool((step > tolerance * scale).any()):
+        advance = _log_step if log_form else _height_step
+        step = advance(x, level, n)[1].nan_to_num_(0.0, 0.0, 0.0)  # type: ignore[arg-type]
+        # A row that has arrived stays, so that its bits do not depend on its neighbours.
+        if moving is not None:
+            step = torch.where(moving, step, 0.0)
+        level = level + step if log_form else level - step
+        moving = step > tolerance * (level.clamp(min=1.0) if log_form else level)
+        if not bool(moving.any()):
             break
     return level
 
@@ -109,14 +110,19 @@ def solve_level(x: Tensor, order: float | Tensor) -> Tensor:
 
 
 def _pieces(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
-    return rows.split(max(1, elements // max(1, rows.shape[-1])))
+    """A (R, L) tensor, or a list of R things, in pieces of about so many elements."""
+    width = rows.shape[-1] if rows.dim() > 1 else 1
+    return rows.split(max(1, elements // max(1, width))) if rows.shape[0] else ()
 
 
 def _solve_chunk(x: Tensor, order: float) -> Tensor:
-    candidates = _Candidates.find(x, order)
+    level = x.new_empty((x.shape[0], 1))
+    candidates, dense = _Candidates.find(x, order)
     if candidates is not None:
-        return _newton(candidates.padded, order, candidates.level)
-    return torch.cat([_newton(piece, order) for piece in _pieces(x, CHUNK_ELEMENTS)])
+        level[candidates.rows] = _newton(candidates.padded, order, candidates.level)
+    for rows in dense:
+        level[rows] = _newton(x[rows], order)
+    return level
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,13 @@ class _Candidates:
 
     Attributes
     ----------
-    padded: (R, K) their values less the row's maximum, −inf behind the last.
-    index: their flat positions in the tensor; row, column: their places in ``padded``.
-    maximum, level: (R, 1); the level is the bound that was used, a start for Newton's method.
+    rows: (S,) which rows of the tensor these are.
+    padded: (S, K) their values less the row's maximum, −inf behind the last.
+    index: flat positions in the tensor; row, column: the places in ``padded``.
+    maximum, level: (S, 1); the level is the bound that was used, a start for Newton's method.
     """
 
+    rows: Tensor
     padded: Tensor
     index: Tensor
     row: Tensor
@@ -138,14 +146,18 @@ class _Candidates:
     level: Tensor
 
     @staticmethod
-    def find(z: Tensor, order: float) -> _Candidates | None:
-        """None if the candidates are too many for compaction to pay."""
-        rows, width = z.shape
+    def find(z: Tensor, order: float) -> tuple[_Candidates | None, tuple[Tensor, ...]]:
+        """The candidates of the rows with few of them, and the numbers of the other rows, in pieces.
+
+        Every decision is made row by row, and K is padded to whole vectors, so that no bit of a row's result depends on
+        another row: what a later query sees must not change an earlier one, not even by rounding.
+        """
+        total, width = z.shape
         if width < 4 * GROUP or width % GROUP:
-            return None
+            return None, _pieces(torch.arange(total), max(1, CHUNK_ELEMENTS // width))
         # One pass finds the maxima of groups of neighbours; only groups that reach above the bound are looked into.
-        grouped = z.view(rows, width // GROUP, GROUP)
-        peaks = grouped.amax(-1)
+        groups = width // GROUP
+        peaks = z.view(total, groups, GROUP).amax(-1)
         maximum = usable_maximum(peaks)
         # The groups' maxima are a subset of the keys: two steps on them bound the threshold from below.
         level = _newton(peaks - maximum, order, steps=2)
@@ -153,30 +165,31 @@ class _Candidates:
         # The bound itself is rounded; a key that it cuts off must not matter.
         bound -= 4.0 * torch.finfo(z.dtype).eps * bound.abs()
         first = peaks > bound
-        if float(first.float().mean()) > 4 * COMPACT_BELOW:
-            sample = z.view(-1)[:: max(1, z.numel() // 4096)]
-            line = torch.arange(0, z.numel(), max(1, z.numel() // 4096)).div_(width, rounding_mode="floor")
-            if float((sample > bound.view(-1)[line]).float().mean()) > COMPACT_BELOW:
-                return None
+        sparse = first.to(z.dtype).sum(-1) <= COMPACT_BELOW * groups
+        rows = sparse.nonzero().squeeze(-1)
+        dense = _pieces((~sparse).nonzero().squeeze(-1), max(1, CHUNK_ELEMENTS // width))
+        if rows.numel() == 0:
+            return None, dense
+        if rows.numel() < total:
+            first, maximum, level, bound = first[rows], maximum[rows], level[rows], bound[rows]
         group = first.view(-1).nonzero().squeeze(-1)
-        group_row = torch.div(group, width // GROUP, rounding_mode="floor")
-        values = grouped.view(-1, GROUP).index_select(0, group)
-        hit = (values > bound.view(-1)[group_row].unsqueeze(-1)).view(-1).nonzero().squeeze(-1)
+        row = torch.div(group, groups, rounding_mode="floor")
+        group += (rows[row] - row) * groups
+        values = z.view(-1, GROUP).index_select(0, group)
+        hit = (values > bound.view(-1)[row].unsqueeze(-1)).view(-1).nonzero().squeeze(-1)
         place = torch.div(hit, GROUP, rounding_mode="floor")
-        row = group_row[place]
-        counts = torch.bincount(row, minlength=rows)
-        longest = max(1, int(counts.max()))
-        if longest * 2 > width:
-            return None
+        row = row[place]
+        counts = torch.bincount(row, minlength=rows.numel())
+        longest = -(-max(1, int(counts.max())) // PADDING) * PADDING
         column = torch.arange(hit.numel()).sub_((counts.cumsum(0) - counts)[row])
-        padded = z.new_full((rows, longest), -math.inf)
+        padded = z.new_full((rows.numel(), longest), -math.inf)
         padded.view(-1)[row * longest + column] = values.view(-1)[hit]
         index = group[place] * GROUP + hit % GROUP
-        return _Candidates(padded.sub_(maximum), index, row, column, maximum, level)
+        return _Candidates(rows, padded.sub_(maximum), index, row, column, maximum, level), dense
 
 
 def sparse_rows(
-    z: Tensor, order: float, out: Tensor, with_support: bool = True
+    z: Tensor, order: float, out: Tensor, with_support: bool = True, out_is_zero: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Adaptive weights of complete rows, written to ``out``, on a CPU and without gradient.
 
@@ -184,31 +197,41 @@ def sparse_rows(
     ----------
     z: (R, L) scores, −inf where masked; float32 or float64, contiguous, L ≥ 1.
     order: n ≥ 1.
-    out: (R, L) of any floating dtype, contiguous; may be ``z`` itself.
+    out: (R, L) of any floating dtype, contiguous; may be ``z`` itself. ``out_is_zero`` spares clearing it.
 
     Returns
     -------
     maximum, level, sum before the final division, support size (0 unless ``with_support``); each (R, 1).
     """
-    results = []
+    results = z.new_empty((4, z.shape[0], 1))
+    start = 0
     for chunk, target in zip(_pieces(z, SEARCH_ELEMENTS), _pieces(out, SEARCH_ELEMENTS), strict=True):
-        candidates = _Candidates.find(chunk, order)
-        if candidates is None:
-            for piece, part in zip(_pieces(chunk, CHUNK_ELEMENTS), _pieces(target, CHUNK_ELEMENTS), strict=True):
-                maximum = usable_maximum(piece)
-                weights, level, total, support = _weights(piece - maximum, order, None, with_support)
-                part.copy_(weights)
-                results.append((maximum, level, total, support))
-            continue
-        weights, level, total, support = _weights(candidates.padded, order, candidates.level, with_support)
-        target.zero_()
-        target.view(-1)[candidates.index] = weights[candidates.row, candidates.column].to(out.dtype)
-        bad = torch.isnan(candidates.maximum)
-        if bool(bad.any()):
-            target.masked_fill_(bad, math.nan)
-            total = total.masked_fill(bad, math.nan)
-        results.append((candidates.maximum, level, total, support))
-    maximum, level, total, support = (torch.cat(column) for column in zip(*results, strict=True))
+        candidates, dense = _Candidates.find(chunk, order)
+        result = results[:, start : start + chunk.shape[0]]
+        start += chunk.shape[0]
+        if candidates is not None:
+            weights, *row = _weights(candidates.padded, order, candidates.level, with_support)
+            result[:, candidates.rows] = torch.stack((candidates.maximum, *row))
+            values = weights[candidates.row, candidates.column].to(out.dtype)
+        for rows in dense:
+            # A slice where it serves, because picking rows copies them.
+            part = slice(int(rows[0]), int(rows[-1]) + 1) if int(rows[-1] - rows[0]) + 1 == rows.numel() else rows
+            piece = chunk[part]
+            maximum = usable_maximum(piece)
+            weights, *row = _weights(piece - maximum, order, None, with_support)
+            target[part] = weights.to(out.dtype)
+            result[:, part] = torch.stack((maximum, *row))
+        if candidates is not None:
+            if not out_is_zero and candidates.rows.numel() == chunk.shape[0]:
+                target.zero_()
+            elif not out_is_zero:
+                target[candidates.rows] = 0.0
+            target.view(-1)[candidates.index] = values
+            bad = candidates.rows[torch.isnan(candidates.maximum).squeeze(-1)]
+            if bad.numel():
+                target[bad] = math.nan
+                result[2, bad] = math.nan
+    maximum, level, total, support = results
     return maximum, level, total, support
 
 

@@ -121,14 +121,14 @@ class Adaptive(Normalization):
         return weights / divisor, Rows(maximum, level, divisor), stats
 
     def _rows(self, scores: Tensor, order: float, out: Tensor, with_stats: bool) -> tuple[Rows, Stats | None]:
-        """Weights of masked scores (−inf) into ``out`` by the compacting solver."""
+        """Weights of masked scores (−inf) into ``out``, the scores themselves or zeros, by the compacting solver."""
         shape = (*scores.shape[:-1], 1)
         if scores.numel() == 0:
             blank = scores.new_zeros(shape)
             return Rows(blank, blank, blank + 1), row_stats(blank, blank.long(), blank, blank > 0)
         flat = scores.contiguous().view(-1, scores.shape[-1])
         target = out.view(-1, scores.shape[-1])
-        maximum, level, total, support = (t.view(shape) for t in sparse_rows(flat, order, target, with_stats))
+        maximum, level, total, support = (t.view(shape) for t in sparse_rows(flat, order, target, with_stats, out is not scores))
         live = total != 0
         stats = None
         if with_stats:

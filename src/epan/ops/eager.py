@@ -45,6 +45,11 @@ def eager_attention(
     if euclidean:
         raw = raw - (q * q).sum(-1, keepdim=True) / 2 - (k * k).sum(-1).unsqueeze(-2) / 2
         raw = raw.clamp(max=0.0)
+    if isinstance(scale, Tensor):
+        scale = scale.to(compute)
+        if allowed is not None:
+            # The score of a key that no query may see might overflow, and 0·inf would reach the gradient of the scale.
+            raw = torch.where(allowed, raw, 0.0)
     scores = raw * scale
     if bias is not None:
         scores = scores + bias

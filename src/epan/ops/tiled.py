@@ -30,6 +30,9 @@ PANEL_ELEMENTS = 1 << 20
 MAX_ROWS = 128
 # Above this share of active tiles, gathering them costs more than it saves.
 GATHER_BELOW = 0.7
+# Leaving tiles out regroups the sums of a product. Up to this many keys, none is left out, so that no bit of an output
+# depends on another query of the block; there is little to gain there.
+GATHER_ABOVE = 1024
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class _Pass:
         self.q_scaled, self.k_full = self.q * self.scale, self.k
         if call.euclidean:
             norm_q, norm_k = (self.q * self.q).sum(-1, keepdim=True) / 2, (self.k * self.k).sum(-1, keepdim=True) / 2
+            # A masked key may be huge: an infinite norm times its zero gradient would be NaN.
+            norm_k = norm_k.clamp(max=torch.finfo(self.dtype).max)
             scale_column = self.scale.expand(norm_q.shape)
             self.q_scaled = torch.cat((self.q_scaled, -norm_q * scale_column, -scale_column), -1)
             self.k_full = torch.cat((self.k, torch.ones_like(norm_k), norm_k), -1)
@@ -191,7 +196,7 @@ def _active_tiles(weights: Tensor, search: bool) -> Tensor:
 def _active_columns(active: Tensor, start: int, stop: int) -> slice | Tensor:
     """The keys [start, stop) in tiles that are active for any head of the block; a slice where gathering does not pay."""
     tiles = active.flatten(0, 1).any(0)
-    if float(tiles.float().mean()) > GATHER_BELOW:
+    if stop - start <= GATHER_ABOVE or float(tiles.float().mean()) > GATHER_BELOW:
         return slice(start, stop)
     first = tiles.nonzero().squeeze(-1) * KEY_TILE + start
     index = (first[:, None] + torch.arange(KEY_TILE, device=first.device)).flatten()

@@ -62,7 +62,11 @@ def attention_weights(
     z = scores.to(torch.promote_types(dtype, torch.float32))
     allowed = None
     if mask is not None:
-        mask = split_mask(mask, scores.shape[-1], scores.shape[-1])[0]
+        if type(mask).__name__ == "CausalBias":
+            raise EpanError(
+                "mask of attention_weights must be a tensor", found="a causal bias", fix="pass torch.ones(L, L).tril().bool()"
+            )
+        mask = split_mask(mask, 0, 0)[0]
         assert mask is not None
         try:
             fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape

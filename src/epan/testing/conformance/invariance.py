@@ -44,7 +44,7 @@ def answers_a_constant_shift(attention: Attention, case: Case, baseline: Attenti
     inputs = case.build()
     answer, _ = formula(case)
     stays = case.build().normalization.name != "fixed" or inputs.kernel.name == "gaussian"
-    for constant in (-3.0, 20.0) if stays else (-0.5,):
+    for constant in (-3.0, 20.0) if stays else (0.75,):
         per_query = torch.full((*inputs.query.shape[:-1], 1), constant, dtype=case.dtype)
         per_query[:, :, ::2] *= 0.5
         shifted = dataclasses.replace(inputs, attn_mask=per_query)

@@ -26,16 +26,17 @@ def reports_statistics(attention: Attention, case: Case, baseline: Attention | N
     blank = torch.zeros((*inputs.query.shape[:3], case.k_len), dtype=case.dtype)
     inputs = dataclasses.replace(inputs, value=identity, grad=blank)
     answer, moved = answers(inputs)
-    result = run(attention, inputs, stats=True)
+    result = run(attention, inputs, stats=True, gradients=False)
     base = None if baseline is None else run(baseline, inputs, stats=True, gradients=False).stats
     tolerance.assert_equal_bits(run(attention, inputs, gradients=False).out, result.out, "output without statistics")
-    stats = result.stats
+    stats, recorded = result.stats, run(attention, inputs, stats=True).stats
     assert stats is not None
+    assert recorded is not None
     working = tolerance.working_dtype(case.dtype)
     for name in ("threshold", "partition"):
         tensor, reference = getattr(stats, name), getattr(answer.rows, name)
         assert tensor.dtype == working, f"{name} has dtype {tensor.dtype}, expected {working}"
-        assert not tensor.requires_grad, f"{name} is not detached"
+        assert not getattr(recorded, name).requires_grad, f"{name} is not detached"
         # An infinite entry moves by inf − inf.
         others = [torch.where(torch.isinf(reference), reference, getattr(other.rows, name)) for other in moved]
         finite = torch.where(torch.isinf(reference), 0.0, reference)
