@@ -104,7 +104,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit, seco
 
 def memory() -> None:
     """Peak resident memory of forward + backward beyond inputs and gradients, each length in a process of its own."""
-    print("\ntiled attention, causal, H=4, D=64, float32, biweight adaptive: forward + backward\n  length   peak MiB    seconds")
+    print(
+        "\ntiled attention, causal, H=4, D=64, float32, biweight adaptive: forward + backward\n  length   peak MiB    seconds"
+    )
     for length in (8192, 16384, 32768):
         done = subprocess.run([sys.executable, "-c", _MEMORY, str(length)], capture_output=True, text=True, check=True)
         peak, seconds = map(float, done.stdout.split())
@@ -116,7 +118,9 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=("weights", "attention", "memory"), help="one table instead of all")
     parser.add_argument("--repeats", type=int, default=7, help="alternating pairs that are timed (default 7)")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}"
+    )
     if options.part in (None, "weights"):
         weights(options.repeats)
     if options.part in (None, "attention"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_an_error_of_epan_itself_is_short_and_debug_shows_it_whole(
     def broken(*_: str) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("epan.cli.report.report", broken)
+    monkeypatch.setattr(importlib.import_module("epan.cli.report"), "report", broken)
     assert run(["report", "somewhere"]) == 1
     assert "epan failed unexpectedly: RuntimeError: a bug" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="a bug"):

@@ -25,7 +25,14 @@ SETTINGS = {
         "window": (6, 4),
         "layout": "heads_last",
     },
-    "per-query": {"scale": "query", "mask": "some_rows", "is_causal": True, "q_len": 9, "value_size": 5, "layout": "strided"},
+    "per-query": {
+        "scale": "query",
+        "mask": "some_rows",
+        "is_causal": True,
+        "q_len": 9,
+        "value_size": 5,
+        "layout": "strided",
+    },
 }
 
 
@@ -56,7 +63,11 @@ def test_lower_precisions_stay_within_the_one_rule(entry: Entry, dtype: torch.dt
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("entry", LEGAL, ids=str)
 def test_every_rule_sees_the_same_keys(entry: Entry, name: str) -> None:
-    for masks in ({"mask": "bool_full"}, {"window": (2, 1), "mask": "float_inf", "alibi": "batch"}, {"window": (None, -1)}):
+    for masks in (
+        {"mask": "bool_full"},
+        {"window": (2, 1), "mask": "float_inf", "alibi": "batch"},
+        {"window": (None, -1)},
+    ):
         conformance.sees_exactly_the_allowed_keys(backend(name), entry.case(**masks))
 
 

@@ -76,7 +76,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return EXIT_OK
     name, *rest = arguments
     if name.startswith("-"):
-        raise EpanError("The command comes first, then its options", found=name, allowed=COMMANDS, fix="see epan --help")
+        raise EpanError(
+            "The command comes first, then its options", found=name, allowed=COMMANDS, fix="see epan --help"
+        )
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     missing = [package for package in LAB if importlib.util.find_spec(package) is None]

@@ -128,7 +128,9 @@ class Adaptive(Normalization):
             return Rows(blank, blank, blank + 1), row_stats(blank, blank.long(), blank, blank > 0)
         flat = scores.contiguous().view(-1, scores.shape[-1])
         target = out.view(-1, scores.shape[-1])
-        maximum, level, total, support = (t.view(shape) for t in sparse_rows(flat, order, target, with_stats, out is not scores))
+        maximum, level, total, support = (
+            t.view(shape) for t in sparse_rows(flat, order, target, with_stats, out is not scores)
+        )
         live = total != 0
         stats = None
         if with_stats:

@@ -108,7 +108,7 @@ class Normalization(ABC):
                 kernel = type(kernel)(order)  # type: ignore[call-arg]
                 inputs.append(order)
             result, _ = self.weights(inputs[0], allowed, kernel)
-            grads = [None] * len(inputs)
+            grads: list[Tensor | None] = [None] * len(inputs)
             if result.requires_grad:
                 grads = list(torch.autograd.grad(result, inputs, grad.to(result.dtype), allow_unused=True))
         grad_scores = torch.zeros_like(scores) if grads[0] is None else grads[0]

@@ -65,9 +65,30 @@ def attention(
     similarity: str = ...,
     window: Sequence[int | None] | None = ...,
     alibi_slopes: Tensor | None = ...,
-    return_stats: bool,
+    return_stats: Literal[True],
     backend: str = ...,
 ) -> tuple[Tensor, Stats]: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = ...,
+    dropout_p: float = ...,
+    is_causal: bool = ...,
+    scale: float | Tensor | None = ...,
+    enable_gqa: bool = ...,
+    *,
+    kernel: str | Kernel = ...,
+    normalization: str | Normalization = ...,
+    similarity: str = ...,
+    window: Sequence[int | None] | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    return_stats: bool,
+    backend: str = ...,
+) -> Tensor | tuple[Tensor, Stats]: ...
 
 
 def attention(

@@ -248,7 +248,7 @@ def _bitmap_shape(batch: int, heads: int, q_len: int, k_len: int) -> tuple[int, 
     return batch, heads, -(-q_len // _rows_per_block(q_len, k_len)), -(-k_len // KEY_TILE)
 
 
-def _reached(work: _Pass, block: _Block, allowed: Tensor | None, columns: slice) -> Tensor:
+def _reached(work: _Pass, block: _Block, allowed: Tensor | None, columns: slice | Tensor) -> Tensor:
     """Queries of the block that are non-finite themselves or may see a non-finite key or value."""
     shape = (
         block.batch.stop - block.batch.start,

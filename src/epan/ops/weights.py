@@ -64,7 +64,9 @@ def attention_weights(
     if mask is not None:
         if type(mask).__name__ == "CausalBias":
             raise EpanError(
-                "mask of attention_weights must be a tensor", found="a causal bias", fix="pass torch.ones(L, L).tril().bool()"
+                "mask of attention_weights must be a tensor",
+                found="a causal bias",
+                fix="pass torch.ones(L, L).tril().bool()",
             )
         mask = split_mask(mask, 0, 0)[0]
         assert mask is not None
