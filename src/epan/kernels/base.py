@@ -115,9 +115,13 @@ class RectifiedPolynomial(Kernel):
         """base^(n−1) on base > 0 and 0 elsewhere, which is φ'(x); at n = 1 the indicator of the support."""
         return _safe_power(base, self.order - 1.0)
 
+    def _not_outside(self, x: Tensor) -> Tensor:
+        """Inside the support or NaN, so that a non-finite score is never turned into a zero weight."""
+        return ~(x <= -self.support)
+
     def log_profile(self, x: Tensor) -> Tensor:
         """n·log1p(x/n) inside the support and −inf outside."""
-        inside = x > -self.support
+        inside = self._not_outside(x)
         safe = torch.where(inside, x, 0.0)
         return torch.where(inside, self.order * torch.log1p(safe / self.order), -math.inf)
 
@@ -129,7 +133,7 @@ class RectifiedPolynomial(Kernel):
     def derivative(self, x: Tensor) -> Tensor:
         if self.uses_log_form:
             n = self.order
-            inside = x > -self.support
+            inside = self._not_outside(x)
             safe = torch.where(inside, x, 0.0)
             return torch.where(inside, torch.exp((n - 1.0) * torch.log1p(safe / n)), 0.0)
         return self.power_derivative(torch.relu(1.0 + x / self.order))
@@ -137,7 +141,7 @@ class RectifiedPolynomial(Kernel):
     def order_derivative(self, x: Tensor) -> Tensor:
         r""":math:`\partial\varphi_n(x)/\partial n = \varphi_n (\ln(1 + x/n) - \frac{x/n}{1 + x/n})`, zero outside the support."""
         n = self.order
-        inside = x > -self.support
+        inside = self._not_outside(x)
         dtype = x.dtype
         if x.device.type != "mps":
             # The two terms cancel to second order in x/n.
@@ -155,7 +159,7 @@ class RectifiedPolynomial(Kernel):
     def relative_derivative(self, x: Tensor, top: Tensor) -> Tensor:
         base_top = 1.0 + top / self.order
         if self.uses_log_form:
-            inside = x > -self.support
+            inside = self._not_outside(x)
             base = torch.where(inside, 1.0 + x / self.order, 1.0)
             return torch.where(inside, self.relative_profile(x, top) / base, 0.0)
         return self.power_derivative(torch.relu(1.0 + x / self.order) / base_top) / base_top

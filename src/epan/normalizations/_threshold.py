@@ -42,8 +42,8 @@ def level_is_log(order: float | Tensor) -> bool:
 
 
 def _height_step(x: Tensor, c: Tensor, n: float) -> tuple[Tensor, Tensor]:
-    """Σw at height c, and the Newton step of f^{1/n} towards f = 1."""
-    base = torch.add(c, x, alpha=1.0 / n).relu_()
+    """Σw at height c, and the Newton step of f^{1/n} towards f = 1; ``x`` is already divided by n."""
+    base = (c + x).relu_()
     if n == 1.0:
         f = base.sum(-1, keepdim=True)
         return f, (f - 1.0) / base.sign_().sum(-1, keepdim=True)
@@ -67,8 +67,13 @@ def _log_step(x: Tensor, s: Tensor, n: float | Tensor) -> tuple[Tensor, Tensor]:
     return f, -n * f * torch.expm1(-torch.log(f) / n) / slope
 
 
+def _unit(x: Tensor, n: float | Tensor) -> Tensor:
+    """x/n in place for the height form; a product with 1/n could give a key at the very end of its reach a weight."""
+    return x if level_is_log(n) or n == 1.0 else x.div_(n)
+
+
 def _newton(x: Tensor, n: float | Tensor, start: Tensor | None = None, steps: int = _MAX_STEPS) -> Tensor:
-    """The level (..., 1) of complete rows x ≤ 0 whose maximum is 0; masked keys are −inf.
+    """The level (..., 1) of complete rows x ≤ 0 whose maximum is 0; masked keys are −inf; x as :func:`_unit` gives it.
 
     ``start`` must lie on the side of f ≥ 1, where every iterate stays. With fewer ``steps``, or for a subset of the keys
     that holds the maximum, the result is still on that side: a bound of the level.
@@ -103,7 +108,7 @@ def solve_level(x: Tensor, order: float | Tensor) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros((*x.shape[:-1], 1))
     if isinstance(order, Tensor) or x.device.type != "cpu":
-        return _newton(x, order)
+        return _newton(_unit(x.clone(), order), order)
     rows = x.reshape(-1, x.shape[-1])
     level = torch.cat([_solve_chunk(chunk, order) for chunk in _pieces(rows, SEARCH_ELEMENTS)])
     return level.reshape(*x.shape[:-1], 1)
@@ -121,7 +126,7 @@ def _solve_chunk(x: Tensor, order: float) -> Tensor:
     if candidates is not None:
         level[candidates.rows] = _newton(candidates.padded, order, candidates.level)
     for rows in dense:
-        level[rows] = _newton(x[rows], order)
+        level[rows] = _newton(_unit(x[rows], order), order)
     return level
 
 
@@ -132,7 +137,7 @@ class _Candidates:
     Attributes
     ----------
     rows: (S,) which rows of the tensor these are.
-    padded: (S, K) their values less the row's maximum, −inf behind the last.
+    padded: (S, K) their values less the row's maximum, as :func:`_unit` gives them; −inf behind the last.
     index: flat positions in the tensor; row, column: the places in ``padded``.
     maximum, level: (S, 1); the level is the bound that was used, a start for Newton's method.
     """
@@ -160,7 +165,7 @@ class _Candidates:
         peaks = z.view(total, groups, GROUP).amax(-1)
         maximum = usable_maximum(peaks)
         # The groups' maxima are a subset of the keys: two steps on them bound the threshold from below.
-        level = _newton(peaks - maximum, order, steps=2)
+        level = _newton(_unit(peaks - maximum, order), order, steps=2)
         bound = maximum + (level - order if level_is_log(order) else -order * level)
         # The bound itself is rounded; a key that it cuts off must not matter.
         bound -= 4.0 * torch.finfo(z.dtype).eps * bound.abs()
@@ -185,7 +190,7 @@ class _Candidates:
         padded = z.new_full((rows.numel(), longest), -math.inf)
         padded.view(-1)[row * longest + column] = values.view(-1)[hit]
         index = group[place] * GROUP + hit % GROUP
-        return _Candidates(rows, padded.sub_(maximum), index, row, column, maximum, level), dense
+        return _Candidates(rows, _unit(padded.sub_(maximum), order), index, row, column, maximum, level), dense
 
 
 def sparse_rows(
@@ -218,7 +223,7 @@ def sparse_rows(
             part = slice(int(rows[0]), int(rows[-1]) + 1) if int(rows[-1] - rows[0]) + 1 == rows.numel() else rows
             piece = chunk[part]
             maximum = usable_maximum(piece)
-            weights, *row = _weights(piece - maximum, order, None, with_support)
+            weights, *row = _weights(_unit(piece - maximum, order), order, None, with_support)
             target[part] = weights.to(out.dtype)
             result[:, part] = torch.stack((maximum, *row))
         if candidates is not None:
@@ -236,13 +241,16 @@ def sparse_rows(
 
 
 def _weights(x: Tensor, n: float, start: Tensor | None, with_support: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(weights, level, sum before the division, support size) of rows x ≤ 0 that hold every key of their support."""
+    """(weights, level, sum before the division, support size) of rows that hold every key of their support.
+
+    ``x`` as :func:`_newton` takes it.
+    """
     level = _newton(x, n, start)
     if level_is_log(n):
         inside = torch.sign((x - level + n).relu_()) if with_support else None
         weights = torch.exp(n * torch.log1p(((x - level) / n).clamp_(min=-1.0)))
     else:
-        base = torch.add(level, x, alpha=1.0 / n).relu_()
+        base = (level + x).relu_()
         inside = torch.sign(base) if with_support else None
         if n == 1.0:
             weights = base

@@ -11,6 +11,7 @@ from ..kernels import get as get_kernel
 from ..masks import split_mask
 from ..normalizations import Normalization
 from ..normalizations import get as get_normalization
+from ..normalizations.base import where_allowed
 
 __all__ = ["attention_weights"]
 
@@ -85,4 +86,6 @@ def attention_weights(
             z = z + torch.where(allowed, mask, 0.0).to(z.dtype)
         allowed = allowed.expand(scores.shape).movedim(dim, -1)
     weights, _ = normalization.weights(z.movedim(dim, -1), allowed, kernel)
+    # A NaN score makes every weight of its row NaN, but not those of masked keys.
+    weights = where_allowed(weights, allowed)
     return weights.movedim(-1, dim).to(dtype)

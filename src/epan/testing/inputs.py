@@ -148,7 +148,8 @@ class Inputs:
 
         q, k = self.query.double(), self.key.double()
         norms = q.norm(dim=-1, keepdim=True), k.norm(dim=-1).unsqueeze(-2).repeat_interleave(self._groups(), 1)
-        size = self.beta() * norms[0] * norms[1]
+        # Heights and sums of a row are of the order of 1, and rounded as such.
+        size = 1.0 + self.beta() * norms[0] * norms[1]
         if self.similarity == "euclidean":
             size = size + self.beta() * (norms[0] ** 2 + norms[1] ** 2) / 2
         mask = self.attn_mask

@@ -70,7 +70,7 @@ def visible(inputs: Inputs) -> Tensor:
 
 
 def _bias(inputs: Inputs) -> Tensor:
-    """Added to the scaled scores: float mask, ALiBi, and the noise of a moved case."""
+    """Added to the scaled scores: float mask and ALiBi."""
     k_len = inputs.key.shape[-2]
     total = torch.zeros((*inputs.query.shape[:-1], k_len), dtype=torch.float64)
     mask = inputs.attn_mask
@@ -78,8 +78,6 @@ def _bias(inputs: Inputs) -> Tensor:
         total = total + torch.where(mask == -math.inf, 0.0, mask.double())
     if inputs.alibi_slopes is not None:
         total = total - inputs.alibi_slopes.double()[..., None, None] * distances(inputs)
-    if inputs.noise is not None:
-        total = total + inputs.noise
     return total
 
 
@@ -103,12 +101,14 @@ def attention(inputs: Inputs, gradients: bool = False) -> Answer:
     raw = torch.einsum("bhid,bhjd->bhij", q, k)
     if euclidean:
         raw = -((q.unsqueeze(3) - k.unsqueeze(2)) ** 2).sum(-1) / 2
+    if inputs.noise is not None:
+        raw = raw + inputs.noise / beta
     scores, allowed = raw * beta + _bias(inputs), visible(inputs)
     kernel, rule = inputs.kernel, inputs.normalization
     # The radius of a boxcar is a distance, so it reads scores without their scale.
     unit = beta if kernel.name == "uniform" and rule.name == "fixed" else torch.ones_like(beta)
     rows = weights(scores / unit, allowed, kernel, rule)
-    rows = dataclasses.replace(rows, threshold=rows.threshold * unit.expand_as(raw[..., :1]).squeeze(-1))
+    rows = dataclasses.replace(rows, threshold=rows.threshold * unit.expand(*q.shape[:-1], 1).squeeze(-1))
     factor = torch.ones_like(rows.weights) if inputs.factor is None else inputs.factor
     dropped = rows.weights * factor
     out = dropped @ v
