@@ -60,7 +60,7 @@ def _facts(summary: Summary) -> str:
     records = summary.records
     facts: dict[str, str] = {}
     facts["task"] = ", ".join(setting.title for setting in summary.settings)
-    facts["model"] = _values(_part(record, "model").get("name") for record in records)
+    facts["model"] = _values(str(_part(record, "model").get("name", "")).replace("_", " ") for record in records)
     methods = {method.name for setting in summary.settings for method in setting.methods}
     facts["methods"] = str(len(methods))
     seeds = sorted({method.seeds for setting in summary.settings for method in setting.methods})

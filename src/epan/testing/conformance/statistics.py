@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from .. import tolerance
+from .. import oracles, tolerance
 from ..execution import Attention, run
 from ..inputs import Case
 from .agreement import answers
 
-__all__ = ["reports_statistics"]
+__all__ = ["count_bounds", "judge_statistic", "reports_statistics"]
+
+
+def judge_statistic(
+    name: str,
+    actual: Tensor,
+    reference: Tensor,
+    moved: Sequence[Tensor],
+    rule: str,
+    baseline: Tensor | None = None,
+) -> None:
+    """Fails unless a threshold or partition obeys the rule; ``name`` may say more before the last word."""
+    # An infinite entry moves by inf − inf.
+    others = [torch.where(torch.isinf(reference), reference, other) for other in moved]
+    finite, *others = (torch.where(torch.isinf(tensor), 0.0, tensor) for tensor in (reference, *others))
+    width = tolerance.band(finite, others, actual.dtype)
+    if name.endswith("partition") and rule == "adaptive":
+        # It is 1 by definition, so moving the scores moves nothing; what is left is the rounding of a row sum.
+        width = max(width, tolerance.ROW_SUM[actual.dtype])
+    tolerance.assert_within(actual, reference, baseline, kind="output", band=width, label=name)
+
+
+def count_bounds(answer: oracles.Answer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """How many keys of each query are above the threshold for sure, and at most; between them rounding decides."""
+    distance, margin = _distance(answer), tolerance.boundary(answer.scores, dtype)
+    return (distance > margin).sum(-1), (distance > -margin).sum(-1)
+
+
+def _distance(answer: oracles.Answer) -> Tensor:
+    return torch.where(answer.allowed, answer.scores - answer.rows.threshold.unsqueeze(-1), -torch.inf)
 
 
 def reports_statistics(attention: Attention, case: Case, baseline: Attention | None = None) -> None:
@@ -29,42 +60,35 @@ def reports_statistics(attention: Attention, case: Case, baseline: Attention | N
     result = run(attention, inputs, stats=True, gradients=False)
     base = None if baseline is None else run(baseline, inputs, stats=True, gradients=False).stats
     tolerance.assert_equal_bits(run(attention, inputs, gradients=False).out, result.out, "output without statistics")
-    stats, recorded = result.stats, run(attention, inputs, stats=True).stats
-    assert stats is not None
-    assert recorded is not None
+    recorded = run(attention, inputs, stats=True).stats
     working = tolerance.working_dtype(case.dtype)
-    for name in ("threshold", "partition"):
-        tensor, reference = getattr(stats, name), getattr(answer.rows, name)
-        assert tensor.dtype == working, f"{name} has dtype {tensor.dtype}, expected {working}"
-        assert not getattr(recorded, name).requires_grad, f"{name} is not detached"
-        # An infinite entry moves by inf − inf.
-        others = [torch.where(torch.isinf(reference), reference, getattr(other.rows, name)) for other in moved]
-        finite = torch.where(torch.isinf(reference), 0.0, reference)
-        width = tolerance.band(finite, [torch.where(torch.isinf(o), 0.0, o) for o in others], working)
-        if name == "partition" and inputs.normalization.name == "adaptive":
-            # It is 1 by definition, so moving the scores moves nothing; what is left is the rounding of a row sum.
-            width = max(width, tolerance.ROW_SUM[working])
-        tolerance.assert_within(
-            tensor, reference, None if base is None else getattr(base, name), kind="output", band=width, label=name
+    sure, possible = count_bounds(answer, case.dtype)
+    dead = ~answer.allowed.any(-1)
+    for stats, kind in ((result.stats, ""), (recorded, "recorded ")):
+        assert stats is not None
+        for name in ("threshold", "partition"):
+            tensor = getattr(stats, name)
+            assert tensor.dtype == working, f"{kind}{name} has dtype {tensor.dtype}, expected {working}"
+            assert not tensor.requires_grad, f"{kind}{name} is not detached"
+            others = [getattr(other.rows, name) for other in moved]
+            yardstick = None if base is None else getattr(base, name)
+            reference = getattr(answer.rows, name)
+            judge_statistic(f"{kind}{name}", tensor, reference, others, inputs.normalization.name, yardstick)
+        support = stats.support_size
+        assert not support.is_floating_point(), f"{kind}support_size has dtype {support.dtype}"
+        assert support.shape == sure.shape, f"{kind}support_size has shape {tuple(support.shape)}"
+        assert bool(((support >= sure) & (support <= possible)).all()), (
+            f"{kind}support_size {support.flatten().tolist()}, formula {answer.rows.support.flatten().tolist()}"
         )
-    support = stats.support_size
-    assert not support.is_floating_point(), f"support_size has dtype {support.dtype}"
-    assert tuple(support.shape) == tuple(answer.rows.support.shape), f"support_size has shape {tuple(support.shape)}"
-    margin = tolerance.boundary(answer.scores, case.dtype)
-    distance = torch.where(answer.allowed, answer.scores - answer.rows.threshold.unsqueeze(-1), -torch.inf)
-    sure, possible = (distance > margin).sum(-1), (distance > -margin).sum(-1)
-    assert bool(((support >= sure) & (support <= possible)).all()), (
-        f"support_size {support.flatten().tolist()}, formula {answer.rows.support.flatten().tolist()}"
-    )
-    weight = result.out
+        assert bool((stats.partition[dead] == 0).all()), f"{kind}partition of a fully masked row is not 0"
+    assert result.stats is not None
+    weight, support = result.out, result.stats.support_size
+    distance, margin = _distance(answer), tolerance.boundary(answer.scores, case.dtype)
     assert bool((weight[distance < -margin] == 0).all()), "a key below the threshold has weight"
     visible = answer.rows.weights > torch.finfo(case.dtype).tiny
     assert bool((weight[(distance > margin) & visible] > 0).all()), "a key above the threshold has no weight"
     assert bool(((weight > 0).sum(-1) <= support).all()), "more keys have weight than support_size says"
-    dead = ~answer.allowed.any(-1)
-    assert bool((stats.threshold[dead] == torch.inf).all()), "threshold of a fully masked row is not +inf"
-    assert bool((support[dead] == 0).all() & (stats.partition[dead] == 0).all()), "a fully masked row has statistics"
     with_dropout = run(attention, dataclasses.replace(inputs, dropout_p=0.5), stats=True, gradients=False).stats
     assert with_dropout is not None
-    for name, tensor in zip(stats._fields, stats, strict=True):
+    for name, tensor in zip(result.stats._fields, result.stats, strict=True):
         tolerance.assert_equal_bits(getattr(with_dropout, name), tensor, f"{name} with dropout")

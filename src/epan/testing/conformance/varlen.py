@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import oracles, tolerance
 from ..inputs import Case, Inputs
+from .statistics import count_bounds, judge_statistic
 
 __all__ = ["PackedCase", "packs_sequences"]
 
@@ -97,19 +98,25 @@ def packs_sequences(varlen: Varlen, case: PackedCase, baseline: Varlen | None = 
     base = None if baseline is None else call(baseline)
     expected = _alone(case, whole, scale, cu_q, cu_k, None)
     moved = [_alone(case, whole, scale, cu_q, cu_k, seed) for seed in (1, 2)]
-    for name, reference in expected.items():
+    assert out.dtype == case.base.dtype, f"output of {out.dtype} for values of {case.base.dtype}"
+    for name in ("out", *leaves):
         is_out = name == "out"
         actual = out if is_out else grads[name]
-        width = tolerance.band(reference, [other[name] for other in moved], actual.dtype)
+        width = tolerance.band(expected[name], [other[name] for other in moved], actual.dtype)
         yardstick = None if base is None else (base[0] if is_out else base[2][name])
         kind = "output" if is_out else "gradient"
-        tolerance.assert_within(actual, reference, yardstick, kind=kind, band=width, label=name)
-    for name in ("threshold", "support_size", "partition"):
-        stat = getattr(stats, name)
-        assert tuple(stat.shape) == (cu_q[-1] + case.tail, heads), f"{name} has shape {tuple(stat.shape)}"
+        tolerance.assert_within(actual, expected[name], yardstick, kind=kind, band=width, label=name)
+    for name in ("threshold", "partition"):
+        others = [other[name] for other in moved]
+        yardstick = None if base is None else getattr(base[1], name)
+        judge_statistic(name, getattr(stats, name), expected[name], others, whole.normalization.name, yardstick)
+    support, sure, possible = stats.support_size, expected["sure"], expected["possible"]
+    assert support.shape == sure.shape, f"support_size has shape {tuple(support.shape)}"
+    assert bool(((support >= sure) & (support <= possible)).all()), (
+        f"support_size {support.flatten().tolist()}, at least {sure.flatten().tolist()}"
+    )
     if case.tail:
         assert bool((out[cu_q[-1] :] == 0).all()), "a token after the last offset has an output"
-        assert bool((stats.support_size[cu_q[-1] :] == 0).all()), "a token after the last offset has keys"
         for name, end in (("query", cu_q[-1]), ("key", cu_k[-1]), ("value", cu_k[-1])):
             assert bool((grads[name][end:] == 0).all()), f"a {name} after the last offset has a gradient"
 
@@ -125,10 +132,15 @@ def _scale(case: PackedCase, heads: int, tokens: int) -> float | Tensor | None:
 def _alone(
     case: PackedCase, whole: Inputs, scale: float | Tensor | None, cu_q: list[int], cu_k: list[int], seed: int | None
 ) -> dict[str, Tensor]:
-    """Output and gradients sequence by sequence; moved by rounding if there is a seed."""
+    """Output, statistics and gradients sequence by sequence; moved by rounding if there is a seed."""
     tokens_q, tokens_k = whole.query.shape[2], whole.key.shape[2]
     heads, key_heads = whole.query.shape[1], whole.key.shape[1]
+    rows = (tokens_q, heads)
     result = {
+        "threshold": torch.full(rows, torch.inf, dtype=torch.float64),
+        "partition": torch.zeros(rows, dtype=torch.float64),
+        "sure": torch.zeros(rows, dtype=torch.int64),
+        "possible": torch.zeros(rows, dtype=torch.int64),
         "out": torch.zeros(tokens_q, heads, whole.value.shape[-1], dtype=torch.float64),
         "query": torch.zeros(tokens_q, heads, whole.query.shape[-1], dtype=torch.float64),
         "key": torch.zeros(tokens_k, key_heads, whole.key.shape[-1], dtype=torch.float64),
@@ -148,6 +160,10 @@ def _alone(
             scale=_part_of_scale(scale, q0, q1),
         )
         answer = oracles.attention(part if seed is None else part.moved(seed), gradients=True)
+        sure, possible = count_bounds(answer, case.base.dtype)
+        statistics = {"threshold": answer.rows.threshold, "partition": answer.rows.partition}
+        for name, tensor in {**statistics, "sure": sure, "possible": possible}.items():
+            result[name][q0:q1] = tensor[0].transpose(0, 1)
         result["out"][q0:q1] = answer.out[0].transpose(0, 1)
         result["query"][q0:q1] = answer.grads["query"][0].transpose(0, 1)
         result["key"][k0:k1] = answer.grads["key"][0].transpose(0, 1)

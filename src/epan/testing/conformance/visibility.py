@@ -73,7 +73,7 @@ def hidden_keys_leave_no_trace(attention: Attention, case: Case, positions: tupl
     Under a causal mask this is causality: changing token t never changes outputs before t.
     """
     inputs = case.build()
-    clean = run(attention, inputs)
+    clean, plain = run(attention, inputs), run(attention, inputs, gradients=False).out
     allowed = oracles.visible(inputs)
     for position in positions:
         for size in (1.0, 30.0):
@@ -86,6 +86,9 @@ def hidden_keys_leave_no_trace(attention: Attention, case: Case, positions: tupl
             result = run(attention, changed)
             blind = ~allowed[..., position]
             assert_equal_bits(result.out[blind], clean.out[blind], f"outputs that may not see key {position}")
+            unrecorded = run(attention, changed, gradients=False).out
+            told = f"outputs without record that may not see key {position}"
+            assert_equal_bits(unrecorded[blind], plain[blind], told)
             told = f"gradients of queries that may not see key {position}"
             assert_equal_bits(result.grads["query"][blind], clean.grads["query"][blind], told)
 
@@ -93,33 +96,46 @@ def hidden_keys_leave_no_trace(attention: Attention, case: Case, positions: tupl
 def contains_nonfinite(attention: Attention, case: Case) -> None:
     """A NaN or infinite key, value or query makes exactly the queries that may see it NaN, forward; nothing else moves.
 
-    Where no query may see it, output and gradients equal those of a clean run to the last bit. Where some may, the
-    others keep their bits, and no gradient becomes NaN.
+    One number of the vector is enough, in one head of one batch entry. Where no query may see it, output and gradients
+    equal those of a clean run to the last bit. Where some may, the others keep their bits, and no gradient becomes NaN.
     """
     inputs = case.build()
-    clean = run(attention, inputs)
+    clean, plain = run(attention, inputs), run(attention, inputs, gradients=False).out
     allowed = oracles.visible(inputs)
-    positions = (0, case.k_len // 2, case.k_len - 1)
-    for bad in (math.nan, math.inf, -math.inf):
-        for name in ("key", "value"):
+    groups = case.heads // inputs.key.shape[1]
+    for bad, single in ((math.nan, False), (math.inf, True), (-math.inf, False)):
+        for name, positions in (
+            ("key", (0, case.k_len // 2, case.k_len - 1)),
+            ("value", (0, case.k_len // 2, case.k_len - 1)),
+            ("query", (0, case.q_len - 1)),
+        ):
             for position in positions:
-                poisoned = inputs.with_leaves({name: _with(getattr(inputs, name), position, bad)})
-                sees = allowed[..., position]
-                _contained(attention, poisoned, clean, sees, f"{name} {position} = {bad}")
-        for position in (0, case.q_len - 1):
-            poisoned = dataclasses.replace(inputs, query=_with(inputs.query, position, bad))
-            # A query without keys has nothing to compare itself with.
-            sees = torch.zeros(clean.out.shape[:-1], dtype=torch.bool)
-            sees[:, :, position] = allowed[:, :, position].any(-1)
-            _contained(attention, poisoned, clean, sees, f"query {position} = {bad}")
+                tensor = getattr(inputs, name).clone()
+                # Of one head of one batch entry only the last number, or all.
+                tensor[(-1, -1, position, -1) if single else (..., position, slice(None))] = bad
+                poisoned = inputs.with_leaves({name: tensor})
+                if name == "query":
+                    # A query without keys has nothing to compare itself with.
+                    sees = allowed.any(-1) & (torch.arange(case.q_len) == position)
+                else:
+                    sees = allowed[..., position].clone()
+                if single:
+                    sees[:-1] = False
+                    sees[:, : -(1 if name == "query" else groups)] = False
+                label = f"{'one number of ' if single else ''}{name} {position} = {bad}"
+                _contained(attention, poisoned, clean, plain, sees, label)
 
 
-def _contained(attention: Attention, poisoned: Inputs, clean: Result, sees: Tensor, label: str) -> None:
+def _contained(attention: Attention, poisoned: Inputs, clean: Result, plain: Tensor, sees: Tensor, label: str) -> None:
     result = run(attention, poisoned)
-    some, whole = torch.isnan(result.out).any(-1), torch.isnan(result.out).all(-1)
-    assert bool((some == sees).all()), f"{label}: {int(some.sum())} queries became NaN, {int(sees.sum())} may see it"
-    assert bool((whole == sees).all()), f"{label}: a query that sees it is NaN in part only"
-    assert_equal_bits(result.out[~sees], clean.out[~sees], f"outputs of the others, {label}")
+    unrecorded = run(attention, poisoned, gradients=False).out
+    for out, expected, which in ((result.out, clean.out, label), (unrecorded, plain, f"{label}, without record")):
+        some, whole = torch.isnan(out).any(-1), torch.isnan(out).all(-1)
+        assert bool((some == sees).all()), (
+            f"{which}: {int(some.sum())} queries became NaN, {int(sees.sum())} may see it"
+        )
+        assert bool((whole == sees).all()), f"{which}: a query that sees it is NaN in part only"
+        assert_equal_bits(out[~sees], expected[~sees], f"outputs of the others, {which}")
     grad, expected = result.grads["query"][~sees], clean.grads["query"][~sees]
     assert_equal_bits(grad, expected, f"query gradients of the others, {label}")
     for name, grad in result.grads.items():
