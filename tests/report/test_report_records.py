@@ -55,13 +55,51 @@ def test_what_a_resume_overtook_is_left_out(tmp_path: Path) -> None:
     assert record.status == "unfinished"
 
 
-def test_the_newest_evaluation_counts_and_greedy_goes_first(tmp_path: Path) -> None:
-    def line(step: int, decoding: str, value: float) -> dict[str, Any]:
-        return {"kind": "eval", "step": step, "length": 8, "exact_match": value, "decoding": decoding}
+def _evals(folder: Path, *lines: dict[str, Any]) -> list[Any]:
+    """What counts of evaluation lines of length 8, by their exact match."""
+    full = [{"kind": "eval", "step": 100, "length": 8, "decoding": "greedy", "sequences": 40, **line} for line in lines]
+    (folder / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in full))
+    return [line["exact_match"] for line in read(folder).evals]
 
-    lines = [line(50, "greedy", 0.1), line(100, "greedy", 0.2), line(100, "teacher-forced", 0.3)]
-    (tmp_path / "record.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
-    assert [found["exact_match"] for found in read(tmp_path).evals] == [0.2]
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"step": 100}, {"step": 50, "sequences": 1000}),
+        ({"sequences": 40}, {"sequences": 3, "decoding": "greedy"}),
+        ({"sequences": 40, "decoding": "teacher-forced"}, {"sequences": 3}),
+        ({"split": "test"}, {"split": "train", "sequences": 1000}),
+        ({}, {"decoding": "teacher-forced"}),
+    ],
+)
+def test_which_evaluation_of_a_length_counts(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> None:
+    strong, weak = {**first, "exact_match": 0.2}, {**second, "exact_match": 0.9}
+    assert _evals(tmp_path, strong, weak) == [0.2]
+    assert _evals(tmp_path, weak, strong) == [0.2]
+
+
+def test_of_equal_evaluations_the_later_one_counts(tmp_path: Path) -> None:
+    assert _evals(tmp_path, {"exact_match": 0.1}, {"exact_match": 0.2}) == [0.2]
+
+
+def test_training_and_report_read_the_same_lines(tmp_path: Path) -> None:
+    from epan.training import records
+
+    lines: list[dict[str, Any]] = [
+        {"kind": "run", "name": "a"},
+        {"kind": "step", "step": 10, "loss": 1.0},
+        {"kind": "step", "step": 20, "loss": 1.0},
+        {"kind": "event", "event": "skipped", "step": 20},
+        {"kind": "eval", "step": 20, "length": 8, "exact_match": 0.1},
+        {"kind": "end", "status": "interrupted", "step": 20},
+        {"kind": "event", "event": "resumed", "step": 10},
+        {"kind": "step", "step": 20, "loss": 2.0},
+    ]
+    (tmp_path / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, trained = read(tmp_path), records.read(tmp_path)
+    for kind, part in (("step", found.steps), ("eval", found.evals), ("event", found.events)):
+        assert list(part) == [line for line in trained if line["kind"] == kind], kind
+    assert [event["event"] for event in found.events] == ["resumed"]
 
 
 def test_runs_are_found_at_any_depth_and_once(make_sweep: Any, tmp_path: Path) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from epan._lines import FILE_NAME, Entry, number, parse, without_overtaken
 from epan.errors import EpanError
 
-__all__ = ["FILE_NAME", "Record", "find", "number", "read"]
-
-FILE_NAME = "record.jsonl"
+__all__ = ["FILE_NAME", "Record", "eval_rank", "find", "number", "read"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +23,19 @@ class Record:
     run: the header (kind ``run``): name, task, model, training, seed, method, environment, command, parameters.
     steps: kind ``step`` in order of step; where a resumed run wrote a step twice, the later line counts.
     bandwidths: kind ``bandwidth`` in order of step.
-    evals: the newest evaluation of every length; greedy decoding goes before the teacher-forced pass of one step.
+    evals: of every length the evaluation that counts (``eval_rank``).
     events: kind ``event`` in file order.
     end: kind ``end``, or None while the run is going on or was killed.
     damaged: the numbers of the lines (from 1) that are no JSON object with a kind.
     """
 
     folder: Path
-    run: dict[str, Any]
-    steps: tuple[dict[str, Any], ...] = ()
-    bandwidths: tuple[dict[str, Any], ...] = ()
-    evals: tuple[dict[str, Any], ...] = ()
-    events: tuple[dict[str, Any], ...] = ()
-    end: dict[str, Any] | None = None
+    run: Entry
+    steps: tuple[Entry, ...] = ()
+    bandwidths: tuple[Entry, ...] = ()
+    evals: tuple[Entry, ...] = ()
+    events: tuple[Entry, ...] = ()
+    end: Entry | None = None
     damaged: tuple[int, ...] = ()
 
     @property
@@ -66,28 +63,28 @@ class Record:
         return None if steps is None else int(steps)
 
 
-def number(value: Any) -> float | None:
-    """``value`` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _last_per_step(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def _last_per_step(lines: Iterable[Entry]) -> tuple[Entry, ...]:
     by_step = {line["step"]: line for line in lines if number(line.get("step")) is not None}
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _newest_evals(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    best: dict[Any, dict[str, Any]] = {}
-    ranks: dict[Any, tuple[float, bool, int]] = {}
-    for index, line in enumerate(lines):
-        if number(line.get("length")) is None:
-            continue
-        step = number(line.get("step"))
-        rank = (-1.0 if step is None else step, line.get("decoding") == "greedy", index)
-        if line["length"] not in best or rank > ranks[line["length"]]:
-            best[line["length"]], ranks[line["length"]] = line, rank
+def eval_rank(line: Entry) -> tuple[float, bool, float, bool]:
+    """What makes one evaluation of a length count rather than another; among equals the later one does.
+
+    The newest step; the split "test" (older records name none) before others; the larger test, so that a quick look
+    at a few sequences replaces no measurement; greedy decoding before the teacher-forced pass.
+    """
+    step, sequences = number(line.get("step")), number(line.get("sequences"))
+    tests = line.get("split") in (None, "test")
+    return (-1.0 if step is None else step, tests, sequences or 0.0, line.get("decoding") == "greedy")
+
+
+def _newest_evals(lines: Iterable[Entry]) -> tuple[Entry, ...]:
+    best: dict[Any, Entry] = {}
+    for line in lines:
+        length = line.get("length")
+        if number(length) is not None and (length not in best or eval_rank(line) >= eval_rank(best[length])):
+            best[length] = line
     return tuple(best[length] for length in sorted(best))
 
 
@@ -109,27 +106,18 @@ def read(folder: Path) -> Record:
             found=str(path),
             fix=f"give a run folder, which holds a {FILE_NAME}, or a folder of such folders",
         ) from error
-    lines: list[dict[str, Any]] = []
+    lines: list[Entry] = []
     damaged: list[int] = []
     for place, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
+        entry = parse(line)
+        if entry is None:
             damaged.append(place)
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("kind"), str):
-            resumed = (
-                number(entry.get("step")) if entry["kind"] == "event" and entry.get("event") == "resumed" else None
-            )
-            if resumed is not None:
-                lines = [old for old in lines if not _overtaken(old, resumed)]
-            lines.append(entry)
         else:
-            damaged.append(place)
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for entry in lines:
+            lines.append(entry)
+    kinds: dict[str, list[Entry]] = {}
+    for entry in without_overtaken(lines):
         kinds.setdefault(entry["kind"], []).append(entry)
     headers, ends = kinds.get("run", []), kinds.get("end", [])
     return Record(
@@ -143,14 +131,6 @@ def read(folder: Path) -> Record:
         end=ends[-1] if ends else None,
         damaged=tuple(damaged),
     )
-
-
-def _overtaken(line: dict[str, Any], step: float) -> bool:
-    """True for what a run wrote beyond the checkpoint from which it was resumed, and for its earlier end."""
-    if line["kind"] == "end":
-        return True
-    reached = number(line.get("step"))
-    return line["kind"] in ("step", "bandwidth", "eval") and reached is not None and reached > step
 
 
 def find(paths: Path | str | Sequence[Path | str]) -> list[Record]:

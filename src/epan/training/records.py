@@ -11,14 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from epan._lines import FILE_NAME, Entry, without_overtaken
+from epan._lines import parse as _parse
 from epan.errors import EpanError
 
 __all__ = ["FILE_NAME", "SCHEMA", "Entry", "RecordWriter", "RunSummary", "Tail", "header", "read", "summary"]
 
-FILE_NAME = "record.jsonl"
 SCHEMA = 1
-
-Entry = dict[str, Any]
 
 
 def record_path(path: str | Path) -> Path:
@@ -126,14 +125,6 @@ def _unreadable(path: Path, error: OSError) -> EpanError:
     )
 
 
-def _parse(line: bytes) -> Entry | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("kind"), str) else None
-
-
 def read(path: str | Path, *, superseded: bool = False) -> list[Entry]:
     """The lines of a run folder's record (or of a record file) in the order of writing.
 
@@ -168,17 +159,7 @@ def read(path: str | Path, *, superseded: bool = False) -> list[Entry]:
                 fix="remove that line, or restore the file",
             )
         entries.append(entry)
-    return entries if superseded else _without_superseded(entries)
-
-
-def _without_superseded(entries: Iterable[Entry]) -> list[Entry]:
-    kept: list[Entry] = []
-    for entry in entries:
-        if entry.get("event") == "resumed":
-            step = entry["step"]
-            kept = [old for old in kept if old["kind"] != "end" and old.get("step", 0) <= step]
-        kept.append(entry)
-    return kept
+    return entries if superseded else without_overtaken(entries)
 
 
 def header(entries: Iterable[Entry], path: str | Path) -> Entry:
