@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .._options import make
 from ..errors import EpanError, unknown_name
 from .base import Kernel, RectifiedPolynomial
 from .biweight import Biweight
@@ -95,11 +96,8 @@ def get(spec: str | Mapping[str, object] | Kernel) -> Kernel:
         if factory is None:
             if name in _NAMED:
                 raise EpanError(f"The kernel {name!r} takes no parameters", found=parameters)
-            raise unknown_name("kernel", name, (*_NAMED, *_PARAMETRIC), _HINTS)
-        try:
-            return factory(**parameters)
-        except TypeError as error:
-            raise EpanError(f"Wrong parameters for the kernel {name!r}: {error}", found=dict(spec)) from None
+            raise unknown_name("kernel", name, {**_NAMED, **_PARAMETRIC}, _HINTS)
+        return make("kernel", name, factory, parameters, 'polynomial:order=5, or {"name": "polynomial", "order": 5}')
     if isinstance(spec, type) and issubclass(spec, Kernel):
         raise EpanError("A kernel class was passed", found=spec.__name__, fix=f"pass an instance: {spec.__name__}()")
     raise EpanError("A kernel is a name, an epan.Kernel, or a mapping with 'name'", found=spec, allowed=_NAMED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .._options import make
 from ..errors import EpanError, unknown_name
 from .adaptive import Adaptive
 from .anchored import Anchored
@@ -62,11 +63,8 @@ def get(spec: str | Mapping[str, object] | Normalization) -> Normalization:
         if factory is None:
             if name in _NAMED:
                 raise EpanError(f"The normalization {name!r} takes no parameters", found=parameters)
-            raise unknown_name("normalization", name, (*_NAMED, *_PARAMETRIC), _HINTS)
-        try:
-            return factory(**parameters)
-        except TypeError as error:
-            raise EpanError(f"Wrong parameters for the normalization {name!r}: {error}", found=dict(spec)) from None
+            raise unknown_name("normalization", name, {**_NAMED, **_PARAMETRIC}, _HINTS)
+        return make("normalization", name, factory, parameters, 'nearest:k=16, or {"name": "nearest", "k": 16}')
     if isinstance(spec, type) and issubclass(spec, Normalization):
         raise EpanError(
             "A normalization class was passed", found=spec.__name__, fix="pass an instance, e.g. epan.Nearest(k=16)"

@@ -46,7 +46,8 @@ class Fixed(Normalization):
     ----------
     empty: what an empty row does. ``"nearest"`` (default): weight on the nearest key, ties shared, the limit of the
         anchored rule; ``"uniform"``: equal weight on all allowed keys; ``"zero"``: no weight, output zero. The weights of
-        an empty row are constants: no gradient to queries and keys.
+        an empty row are constants: no gradient to queries and keys. Ties are exact equality of rounded scores, and
+        decoding with a cache may round otherwise than one pass does.
 
     Kernels: all; the uniform one needs a radius.
 

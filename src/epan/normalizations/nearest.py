@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -34,6 +35,9 @@ class Nearest(Normalization):
     than k allowed keys all of them take part. With ``kernel="uniform"`` the weights are piecewise constant: queries and
     keys get **zero gradient**, only values learn. With ``kernel="gaussian"`` it is top-k softmax.
 
+    Ties are exact equality of rounded scores. Decoding with a cache multiplies matrices of other shapes, which may round
+    otherwise, so keys that tie in one pass over a sequence need not tie there.
+
     Parameters
     ----------
     k: number of neighbours, at least 1.
@@ -52,8 +56,14 @@ class Nearest(Normalization):
     is_local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int):
+        try:
+            # Integers of numpy and others are taken too.
+            k = None if isinstance(self.k, (bool, Tensor)) else operator.index(self.k)
+        except TypeError:
+            k = None
+        if k is None:
             raise EpanError("k of Nearest must be an integer", found=self.k, allowed="k >= 1")
+        object.__setattr__(self, "k", k)
         if self.k < 1:
             raise EpanError("k of Nearest must be at least 1", found=self.k, allowed="k >= 1")
         super().__post_init__()
