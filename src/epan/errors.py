@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["EpanError", "UnsupportedError", "unknown_name"]
+__all__ = ["LAB", "EpanError", "UnsupportedError", "lab_imports", "not_installed", "unknown_name"]
+
+# What the extra [lab] brings: training, reports and the commands need it, the mathematics does not.
+LAB = ("accelerate", "cyclopts", "matplotlib", "numpy", "rich", "safetensors")
 
 
 class EpanError(ValueError):
@@ -64,5 +68,27 @@ def unknown_name(kind: str, name: object, options: Iterable[str], hints: dict[st
     if hints and key in hints:
         return EpanError(f"Unknown {kind} {name!r}", allowed=options, fix=hints[key])
     close = difflib.get_close_matches(key, options, n=2, cutoff=0.5)
-    fix = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else f"use one of the allowed {kind}s"
+    fix = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else "use one of the allowed values"
     return EpanError(f"Unknown {kind} {name!r}", allowed=options, fix=fix)
+
+
+def not_installed(packages: Iterable[str], what: str) -> EpanError:
+    """An error for ``packages`` (of the extra ``[lab]``, or torch) that ``what`` needs and that are not there."""
+    packages = list(packages)
+    extra = 'pip install ".[lab]" in a checkout of epan, or ' if set(packages) & set(LAB) else ""
+    return EpanError(
+        f"{what} needs {', '.join(packages)}, which {'is' if len(packages) == 1 else 'are'} not installed",
+        fix=f"{extra}pip install {' '.join(packages)}",
+    )
+
+
+@contextmanager
+def lab_imports(what: str) -> Iterator[None]:
+    """Around imports of the extra ``[lab]`` that ``what`` needs: a package that is not there becomes an EpanError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in LAB:
+            raise
+        raise not_installed([package], what) from error

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import epan
-from epan.cli.catalogue import COMMANDS, LAB
+from epan.cli.catalogue import COMMANDS
 from epan.cli.main import run
+from epan.errors import LAB
 
 SOURCE = str(Path(epan.__file__).parents[1])
 
@@ -70,7 +71,7 @@ def _bare(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_without_the_extra_a_command_says_what_to_install() -> None:
     result = _bare("train", "--steps", "3")
     assert result.returncode == 2
-    assert 'pip install "epan[lab]"' in result.stderr
+    assert 'pip install ".[lab]"' in result.stderr
     assert "cyclopts" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
@@ -78,7 +79,7 @@ def test_without_the_extra_a_command_says_what_to_install() -> None:
 def test_doctor_works_without_the_extra_and_says_what_is_missing() -> None:
     result = _bare("doctor")
     assert result.returncode == 1
-    assert 'pip install "epan[lab]"' in result.stdout
+    assert 'pip install ".[lab]"' in result.stdout
     assert "pip install torch" in result.stdout
     assert "Traceback" not in result.stderr
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COMMANDS", "LAB", "Command"]
-
-# What `pip install "epan[lab]"` brings; the commands need it.
-LAB = ("accelerate", "cyclopts", "matplotlib", "numpy", "rich", "safetensors")
+__all__ = ["COMMANDS", "Command"]
 
 
 class Command(NamedTuple):
@@ -18,7 +15,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("epan.cli.demo:demo", "Train five attention methods on a small task and open the comparison."),
+    "demo": Command("epan.cli.demo:demo", "Train five attention methods on a small task and write a comparison."),
     "train": Command("epan.cli.train:train", "Train one model on one task."),
     "eval": Command("epan.cli.eval:evaluate", "Test a trained run, also on lengths it never saw."),
     "sweep": Command("epan.cli.sweep:sweep", "Train many runs that a Python file lists, several at a time."),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from epan._version import __version__
+from epan.cli.output import cores
+from epan.errors import LAB
 
 __all__ = ["CHECKS", "Check", "doctor"]
 
 EXTRAS = {
-    "lab": ("accelerate", "cyclopts", "matplotlib", "numpy", "rich", "safetensors"),
+    "lab": LAB,
     "dev": ("entmax", "hypothesis", "mypy", "pytest", "ruff"),
 }
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -141,11 +142,11 @@ def _environment() -> bool:
     span = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
     print(f"  epan      {__version__}")
     print(f"  python    {platform.python_version()}" + ("" if fits else f"  (supported: {span})"))
-    print(f"  platform  {platform.platform()}, {os.cpu_count()} CPU cores")
+    print(f"  platform  {platform.platform()}, {cores()} CPU cores")
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
-        state = "installed" if not missing else f'incomplete, no {", ".join(missing)}: pip install "epan[{extra}]"'
-        print(f"  [{extra}]     {state}")
+        fix = f'pip install ".[{extra}]" in a checkout of epan'
+        print(f"  [{extra}]     " + (f"incomplete, no {', '.join(missing)}: {fix}" if missing else "installed"))
     triton = _version("triton")
     print(f"  triton    {triton or 'not installed (not needed)'}")
     return fits

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Sequence
 
 from epan._version import __version__
-from epan.cli.catalogue import COMMANDS, LAB
-from epan.errors import EpanError, unknown_name
+from epan.cli.catalogue import COMMANDS
+from epan.errors import LAB, EpanError, not_installed, unknown_name
 
 __all__ = ["main", "run"]
 
@@ -54,7 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         # A warning is for the user, who has no use for the line of code that gave it.
         warnings.formatwarning = lambda message, *_: f"epan: warning: {message}\n"
     try:
-        return _dispatch(rest)
+        code = _dispatch(rest)
+        # What is still in the buffer may find the pipe closed, too.
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return _tell("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -81,17 +84,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
         )
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
-    missing = [package for package in LAB if importlib.util.find_spec(package) is None]
+    asks_for_help = "--help" in rest or "-h" in rest
+    # The doctor itself says what is wrong with torch, and no help needs it.
+    needed = LAB if asks_for_help or name == "doctor" else (*LAB, "torch")
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
     module, _, function = COMMANDS[name].target.partition(":")
     if missing:
         if name == "doctor" and not rest:
             # The command that says what is missing must not miss it.
             return int(getattr(importlib.import_module(module), function)())
-        raise EpanError(
-            f"The command {name!r} needs packages that are not installed",
-            found=f"no {', '.join(missing)}",
-            fix='pip install "epan[lab]"',
-        )
+        raise not_installed(missing, f"The command {name!r}")
     from cyclopts import App, Parameter
 
     app = App(
@@ -119,8 +121,10 @@ def _explain(error: Exception) -> int:
         return _tell(str(error), EXIT_USER)
     if any(kind.startswith("cyclopts.") for kind in kinds):
         return _tell(" ".join(str(error).split()), EXIT_USER)
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LAB:
-        return _tell(f'The package {error.name!r} is missing. Fix: pip install "epan[lab]".', EXIT_USER)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in (*LAB, "torch"):
+            return _tell(str(not_installed([package], "The command")), EXIT_USER)
     hint = "Fix: run it again with --debug, and report what it shows."
     return _tell(f"epan failed unexpectedly: {type(error).__name__}: {error}. {hint}", EXIT_FAILED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +10,29 @@ from typing import Any
 
 from epan.errors import EpanError
 
-__all__ = ["console", "duration", "evaluation_table", "is_terminal", "lengths", "number", "print_table", "share"]
+__all__ = [
+    "console",
+    "cores",
+    "duration",
+    "evaluation_table",
+    "is_terminal",
+    "lengths",
+    "notes",
+    "number",
+    "print_table",
+    "share",
+]
 
 
 def is_terminal() -> bool:
     return sys.stdout.isatty()
+
+
+def cores() -> int:
+    """The CPU cores that this process may use, which on a shared machine are fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def console() -> Any:
@@ -59,6 +78,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def notes(
+    remaining: float | None, loss: float | None, support: float | None, tokens_per_second: float | None
+) -> list[str]:
+    """What is told of a run that goes on, most important first; None is left out."""
+    told = []
+    if remaining is not None:
+        told.append(f"ETA {duration(remaining)}")
+    if loss is not None:
+        told.append(f"loss {loss:.4f}")
+    if support is not None:
+        told.append(f"{number(support)} keys/query")
+    if tokens_per_second:
+        told.append(f"{tokens_per_second:,.0f} tokens/s")
+    return told
+
+
 def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
     """The eval records of one run as a table."""
     columns = [
@@ -92,8 +127,8 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
     print_table(columns, rows)
 
 
-def lengths(values: Sequence[str], option: str) -> tuple[int, ...]:
-    """``["64,128", "256"]`` → ``(64, 128, 256)``.
+def lengths(values: Sequence[str], option: str, example: str = "64,128,256") -> tuple[int, ...]:
+    """``["64,128", "256"]`` → ``(64, 128, 256)``; ``option`` and ``example`` are for the message.
 
     Raises
     ------
@@ -107,6 +142,6 @@ def lengths(values: Sequence[str], option: str) -> tuple[int, ...]:
         except ValueError:
             length = 0
         if length < 1:
-            raise EpanError(f"{option} takes whole numbers of at least 1", found=part, fix=f"e.g. {option} 64,128,256")
+            raise EpanError(f"{option} takes whole numbers of at least 1", found=part, fix=f"e.g. {option} {example}")
         found.append(length)
     return tuple(found)

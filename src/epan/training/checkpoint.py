@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from epan.errors import EpanError
+from epan.errors import EpanError, lab_imports
 
 __all__ = [
     "Checkpoint",
@@ -124,8 +124,9 @@ def save(
     ------
     EpanError: the disk is full or the folder cannot be written; earlier checkpoints are untouched and no litter stays.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    with lab_imports("Saving a checkpoint"):
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
     root = run / FOLDER
     final = root / f"step-{step:08d}"
@@ -250,8 +251,9 @@ def load(path: str | Path) -> Checkpoint:
     ------
     EpanError: as ``verify``.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with lab_imports("Reading a checkpoint"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
     path = Path(path)
     manifest = verify(path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from epan.errors import lab_imports
 from epan.metrics import next_token_loss
 from epan.models import LanguageModel
 from epan.tasks import Batch, Task
@@ -36,7 +37,10 @@ MOST_SKIPS = 20
 @contextmanager
 def own_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
     """Random state, threads and accelerate's global state are the run's own, and afterwards what they were."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
+    with lab_imports("Training"):
+        # A run that could not be saved must not start.
+        import safetensors.torch  # noqa: F401
+        from accelerate.state import AcceleratorState, GradientState, PartialState
 
     threads = torch.get_num_threads()
     # accelerate keeps the first device and precision of a process for good; the next run may have others.
