@@ -125,7 +125,8 @@ def _place(error: BaseException, path: Path) -> str:
         return f"line {error.lineno} of {path}"
     line, trace = 0, error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        # The import system makes a relative path absolute.
+        if Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = trace.tb_lineno
         trace = trace.tb_next
     return f"line {line} of {path}"
