@@ -38,6 +38,10 @@ def write_run(
     status: str | None = "finished",
     sequences: int = 500,
     empty_rows: float = 0.0,
+    evaluation: dict[str, Any] | None = None,
+    overlap: dict[int, float | None] | None = None,
+    log_every: int = 10,
+    model: dict[str, Any] | None = None,
     extra: str = "",
 ) -> Path:
     """A run folder with an invented record; ``until`` cuts training short, ``status`` None leaves out the end."""
@@ -55,6 +59,7 @@ def write_run(
                 "heads": 4,
                 "kernel": kernel,
                 "normalization": normalization,
+                **(model or {}),
             },
             "training": {"steps": steps, "batch": 64, "optimizer": {"learning_rate": 3e-3}, **(training or {})},
             "seed": seed,
@@ -75,7 +80,7 @@ def write_run(
         }
     ]
     drop, rate = chance.uniform(150, 250), chance.uniform(2, 8)
-    for step in range(0, (until or steps) + 1, 10):
+    for step in range(0, (until or steps) + 1, log_every):
         value = 6.0 / (1 + math.exp((step - drop) / 30)) + 0.02 + 0.05 * chance.random()
         support = 40.0 if kernel == "gaussian" else rate + 30 * math.exp(-step / 100)
         lines.append(
@@ -103,7 +108,8 @@ def write_run(
             {"kind": "eval", "step": until or steps, "length": length,
              "exact_match": round(accuracy * sequences) / sequences, "token_accuracy": 0.9, "loss": 0.1,
              "sequences": sequences, "decoding": "greedy", "support_size": keys,
-             "density": keys / (length * 1.5), "empty_rows": empty_rows, "per_layer": {}}
+             "density": keys / (length * 1.5), "empty_rows": empty_rows, "per_layer": {},
+             **({"overlap": overlap[length]} if overlap and length in overlap else {}), **(evaluation or {})}
         )  # fmt: skip
     if status is not None:
         lines.append({"kind": "end", "status": status, "elapsed": 0.05 * (until or steps), "step": until or steps})

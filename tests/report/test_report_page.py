@@ -148,6 +148,23 @@ def test_partial_records_are_drawn_and_the_gaps_named(make_run: Any, tmp_path: P
         assert part in text, part
 
 
+@pytest.mark.parametrize(
+    ("overlap", "said"),
+    [
+        ({16: 0.0, 32: 0.0005, 64: 0.0, 128: 0.0}, "below 0.1% at every length"),
+        ({16: 0.25, 32: 0.0005}, "25.0% at 16, below 0.1% at 32"),
+        ({}, None),
+    ],
+)
+def test_the_overlap_of_test_and_training_is_shown(
+    make_run: Any, tmp_path: Path, overlap: dict[int, float], said: str | None
+) -> None:
+    make_run(tmp_path / "run", overlap=overlap)
+    text = _check(build(tmp_path, tmp_path / "out").read_text(encoding="utf-8")).text
+    assert ("test sequences seen in training" in text) == (said is not None)
+    assert said is None or said in text
+
+
 def test_a_header_alone_is_enough_for_a_page(tmp_path: Path) -> None:
     (tmp_path / "record.jsonl").write_text('{"kind": "run", "name": "just started"}\n')
     text = " ".join(_check(build(tmp_path, tmp_path / "out").read_text(encoding="utf-8")).text)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from epan.report.findings import missing, remarks
+from epan._text import percent
+from epan.report.caveats import missing
+from epan.report.findings import remarks
 from epan.report.look import looks, method_name
 from epan.report.records import find
 from epan.report.summary import differences, spread, summarise
@@ -107,10 +109,10 @@ def test_equal_methods_are_said_to_be_equal(make_run: Any, tmp_path: Path) -> No
     text = _remarks(tmp_path)
     assert "At the training length (16) every seed of all 2 methods solves 100% of the sequences." in text
     assert (
-        "At 2× (32) the methods differ by no more than the seed spread or binomial interval (means 97.0% to 98.0%)"
+        "At 2× (32) the 2 methods differ by no more than the seed spread or binomial interval (means 97.0% to 98.0%)"
         in text
     )
-    assert "At 4× (64) no method solves a single sequence" in text
+    assert "At 4× (64) none of the 2 methods solves a single sequence" in text
     assert "lies above" not in text
 
 
@@ -129,7 +131,7 @@ def test_a_wide_seed_spread_hides_a_difference(make_run: Any, tmp_path: Path) ->
     for seed, share in enumerate((0.2, 0.95)):
         make_run(tmp_path / f"g{seed}", kernel="gaussian", seed=seed, accuracies={16: 1.0, 32: share})
         make_run(tmp_path / f"b{seed}", kernel="biweight", seed=seed, accuracies={16: 1.0, 32: 0.94})
-    assert "At 2× (32) the methods differ by no more than" in _remarks(tmp_path)
+    assert "At 2× (32) the 2 methods differ by no more than" in _remarks(tmp_path)
 
 
 def test_a_method_that_did_not_learn_is_no_evidence(make_run: Any, tmp_path: Path) -> None:
@@ -140,6 +142,90 @@ def test_a_method_that_did_not_learn_is_no_evidence(make_run: Any, tmp_path: Pat
     assert "Softmax (Gaussian) (50.0%) has not learnt the task" in text
     assert "left out of the comparisons below" in text
     assert "lies above" not in text
+
+
+def test_a_method_without_a_test_at_the_training_length_is_named(make_run: Any, tmp_path: Path) -> None:
+    for kernel in ("gaussian", "epanechnikov", "biweight"):
+        make_run(tmp_path / kernel, kernel=kernel, accuracies={16: 1.0, 32: 1.0})
+    make_run(tmp_path / "triweight", kernel="triweight", accuracies={32: 0.1})
+    text = _remarks(tmp_path)
+    assert "At the training length (16) all 3 compared methods solve 100% of the sequences." in text
+    assert (
+        "Triweight was not tested at the training length, so whether the task was learnt is unknown; it is left" in text
+    )
+    assert "At 1× (16) and 2× (32) all 3 compared methods are right on every test sequence" in text
+    assert "every method" not in text
+
+
+def test_a_method_without_a_test_at_one_length_is_named_there(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", kernel="gaussian", accuracies={16: 1.0, 32: 1.0, 64: 0.0})
+    make_run(tmp_path / "b", kernel="biweight", accuracies={16: 1.0, 32: 1.0, 64: 0.0})
+    make_run(tmp_path / "c", kernel="triweight", accuracies={16: 1.0})
+    text = _remarks(tmp_path)
+    assert "At 2× (32) all 2 compared methods (not Triweight, untested there) are right on every test sequence" in text
+    assert "At 4× (64) none of the 2 compared methods (not Triweight, untested there) solves" in text
+
+
+def test_seeds_without_a_test_at_the_training_length_are_counted(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", accuracies={16: 1.0, 32: 1.0})
+    make_run(tmp_path / "b", seed=1, accuracies={32: 1.0})
+    assert "Not every seed was tested at the training length: Biweight (1 of 2 seeds)." in _remarks(tmp_path)
+
+
+def test_runs_of_one_seed_are_one_sample(make_run: Any, tmp_path: Path) -> None:
+    for folder in ("a", "b", "c"):
+        make_run(tmp_path / folder, accuracies={16: 0.9}, sequences=40)
+    make_run(tmp_path / "d", seed=1, accuracies={16: 0.5}, sequences=40)
+    (method,) = summarise(find(tmp_path)).settings[0].methods
+    value = method.at(16, "exact_match")
+    assert value is not None
+    assert (method.seeds, value.count, method.sequences(16)) == (2, 2, 80)
+    assert value.mean == pytest.approx(0.7)
+    assert "Biweight: seed 0 was run 3 times, with the same losses. A repeat is no further seed" in _remarks(tmp_path)
+
+
+def test_of_the_runs_of_one_seed_the_larger_test_counts(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", accuracies={16: 0.5, 32: 0.4}, sequences=40)
+    make_run(tmp_path / "b", accuracies={16: 1.0, 64: 0.3}, sequences=3)
+    (method,) = summarise(find(tmp_path)).settings[0].methods
+    assert {length: method.sequences(length) for length in method.lengths()} == {16: 40, 32: 40, 64: 3}
+
+
+def test_runs_that_differ_in_their_test_alone_are_one_method(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", training={"evaluation": {"lengths": [16, 32], "sequences": 500}})
+    make_run(tmp_path / "b", seed=1, training={"evaluation": {"lengths": None, "sequences": 40}}, sequences=40)
+    (method,) = summarise(find(tmp_path)).settings[0].methods
+    assert (method.name, method.seeds) == ("Biweight", 2)
+    text = _remarks(tmp_path)
+    assert "not set up to be tested alike: evaluation.lengths, evaluation.sequences" in text
+    assert "differ in more than the method" not in text
+
+
+def test_unequal_tests_are_pointed_out(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", kernel="gaussian", evaluation={"seed": 0, "split": "test", "device": "cpu"})
+    make_run(tmp_path / "b", evaluation={"seed": 7, "split": "validation", "device": "cuda"})
+    text = _remarks(tmp_path)
+    assert "different seeds of the test sequences: 0 and 7." in text
+    assert "different devices: cpu and cuda." in text
+    assert "their sequences are of the split validation." in text
+
+
+def test_test_sequences_that_training_has_shown_are_named(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", overlap={16: 0.25, 32: 0.0005, 64: None})
+    make_run(tmp_path / "b", seed=1, overlap={16: 0.2, 32: 0.0})
+    text = _remarks(tmp_path)
+    assert "Of the test sequences training has shown, by expectation, 25.0% at 1× (16): these" in text
+
+
+def test_a_small_or_unknown_overlap_is_no_finding(make_run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", overlap=dict.fromkeys((16, 32, 64, 128), 0.0009))
+    make_run(tmp_path / "b", seed=1)
+    assert "training has shown" not in _remarks(tmp_path)
+
+
+def test_shares_are_never_rounded_up_to_all_or_down_to_nothing() -> None:
+    shares = (0.0, 0.0004, 0.001, 0.5, 0.9994, 0.99951, 1.0)
+    assert [percent(share) for share in shares] == ["0", "<0.1", "0.1", "50.0", ">99.9", ">99.9", "100"]
 
 
 def test_unequal_runs_are_pointed_out(make_run: Any, tmp_path: Path) -> None:

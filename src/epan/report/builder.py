@@ -12,8 +12,8 @@ import matplotlib
 from epan._version import __version__
 from epan.errors import EpanError
 from epan.report import figures_kernels, figures_lengths, figures_training
+from epan.report.caveats import missing
 from epan.report.draw import RC, Picture
-from epan.report.findings import missing
 from epan.report.page import Section, render
 from epan.report.records import find
 from epan.report.summary import Setting, Summary, summarise

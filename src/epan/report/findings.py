@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from epan._text import listing, percent
+from epan.report.caveats import caveats
 from epan.report.draw import compact
-from epan.report.records import Record
-from epan.report.summary import Method, Setting, differences
+from epan.report.summary import Method, Setting
 
-__all__ = ["missing", "remarks"]
+__all__ = ["OVERLAP", "remarks"]
 
 LEARNT = 0.95
+OVERLAP = 0.001
 
 
 def remarks(setting: Setting) -> list[str]:
     """The findings of one setting, most important first."""
-    said = [*_learnt(setting), *_lengths(setting), *_sparsity(setting), *_empty(setting), *_fairness(setting)]
-    return said
+    parts = (_learnt, _lengths, _overlap, _sparsity, _empty, caveats)
+    return [sentence for part in parts for sentence in part(setting)]
 
 
 def _percent(share: float) -> str:
-    value = 100 * share
-    if value in (0.0, 100.0):
-        return f"{value:.0f}%"
-    return f"{min(max(value, 0.1), 99.9):.1f}%"
-
-
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{percent(share)}%"
 
 
 def _range(values: Sequence[float]) -> str:
@@ -41,23 +36,56 @@ def _learnt(setting: Setting) -> list[str]:
         return []
     values = [(method, method.at(setting.reference, "exact_match")) for method in setting.methods]
     known = [(method, value) for method, value in values if value is not None]
+    where = compact(setting.reference)
     if not known:
-        where = compact(setting.reference)
         return [f"No run was evaluated at the training length ({where}): whether the task was learnt is unknown."]
     poor = [(method, value) for method, value in known if value.low < LEARNT]
-    if not poor:
+    compared = len(_learners(setting)) > 1
+    said = []
+    if poor:
+        text = listing([f"{method.name} ({_percent(value.low)})" for method, value in poor])
+        said.append(
+            f"{text} {_have(len(poor))} not learnt the task at the training length in every seed: "
+            "what these runs do at longer lengths says nothing about generalisation"
+            + (", and they are left out of the comparisons below." if compared else ".")
+        )
+    else:
         every = "every seed of " if any(value.count > 1 for _, value in known) else ""
-        subject = f"{every}the method" if len(known) == 1 else f"{every}all {len(known)} methods"
+        if len(known) > 1:
+            subject = f"{every}all {_methods(setting, len(known))}"
+        else:
+            subject = every + (known[0][0].name if len(setting.methods) > 1 else "the method")
         solves = "solves" if every or len(known) == 1 else "solve"
         share = _range([value.low for _, value in known] + [value.high for _, value in known])
-        return [f"At the training length ({compact(setting.reference)}) {subject} {solves} {share} of the sequences."]
-    text = _and([f"{method.name} ({_percent(value.low)})" for method, value in poor])
-    verb = "have" if len(poor) > 1 else "has"
-    return [
-        f"{text} {verb} not learnt the task at the training length in every seed: "
-        "what these runs do at longer lengths says nothing about generalisation"
-        + (", and they are left out of the comparisons below." if len(_learners(setting)) > 1 else ".")
-    ]
+        said.append(f"At the training length ({where}) {subject} {solves} {share} of the sequences.")
+    return said + _untested(setting, compared)
+
+
+def _untested(setting: Setting, compared: bool) -> list[str]:
+    """Methods, or seeds of a method, without a test at the training length: whether they learnt the task is unknown."""
+    said = []
+    counts = {method.name: len(method.evals(setting.reference or 0)) for method in setting.methods}
+    names = [name for name, count in counts.items() if not count]
+    if names:
+        was, it = ("were", "they are") if len(names) > 1 else ("was", "it is")
+        said.append(
+            f"{listing(names)} {was} not tested at the training length, so whether the task was learnt is unknown"
+            + (f"; {it} left out of the comparisons below." if compared else ".")
+        )
+    some = [method for method in setting.methods if 0 < counts[method.name] < method.seeds]
+    if some:
+        text = listing([f"{method.name} ({counts[method.name]} of {method.seeds} seeds)" for method in some])
+        said.append(f"Not every seed was tested at the training length: {text}.")
+    return said
+
+
+def _have(count: int) -> str:
+    return "have" if count > 1 else "has"
+
+
+def _methods(setting: Setting, count: int) -> str:
+    """``3 methods``, or ``2 compared methods`` where the setting has more."""
+    return f"{count} methods" if count == len(setting.methods) else f"{count} compared methods"
 
 
 def _learners(setting: Setting) -> list[Method]:
@@ -87,7 +115,7 @@ def _compare(methods: Sequence[Method], length: int) -> tuple[list[Method], list
 
 def _lengths(setting: Setting) -> list[str]:
     """Where methods differ by more than seeds and counting explain, and where they do not."""
-    alike: dict[str, list[int]] = {}
+    alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     said: list[str] = []
     learners = _learners(setting)
     methods = learners if len(learners) > 1 else list(setting.methods)
@@ -96,37 +124,45 @@ def _lengths(setting: Setting) -> list[str]:
         if result is None:
             continue
         best, near, below = result
-        means = [value.mean for value in (m.at(length, "exact_match") for m in methods) if value]
+        values = [(method, value) for method in methods if (value := method.at(length, "exact_match"))]
         if not below:
+            means = [value.mean for _, value in values]
             kind = "none" if max(means) == 0 else "all" if min(means) == 1 else "alike"
-            alike.setdefault(kind, []).append(length)
+            alike.setdefault((kind, tuple(method.name for method, _ in values)), []).append(length)
             continue
-        top = _and([f"{m.name} ({_percent(v.mean)})" for m in (*best, *near) if (v := m.at(length, "exact_match"))])
-        low = _and([f"{m.name} ({_percent(v.mean)})" for m in below if (v := m.at(length, "exact_match"))])
+        top = listing([f"{m.name} ({_percent(v.mean)})" for m in (*best, *near) if (v := m.at(length, "exact_match"))])
+        low = listing([f"{m.name} ({_percent(v.mean)})" for m in below if (v := m.at(length, "exact_match"))])
         tied = ", which cannot be told apart," if near else ""
         verb = "lie" if len(best) + len(near) > 1 else "lies"
         said.append(
             f"At {_name(setting, length)} {top}{tied} {verb} above {low} by more than seeds and chance explain."
         )
-    head = []
-    # A perfect training length has been said already; with other lengths it belongs to the range.
-    if "all" in alike and alike["all"] != [setting.reference]:
-        where, count = alike["all"], min(_sequences(setting, length) for length in alike["all"])
+    order = ("all", "alike", "none")
+    groups = sorted(alike.items(), key=lambda item: (order.index(item[0][0]), item[1]))
+    head = [_equal(setting, methods, kind, names, where) for (kind, names), where in groups]
+    return [*(text for text in head if text), *said]
+
+
+def _equal(setting: Setting, methods: Sequence[Method], kind: str, names: Sequence[str], where: list[int]) -> str:
+    """One sentence on lengths where the methods ``names`` cannot be told apart."""
+    absent = [method.name for method in methods if method.name not in names]
+    who = _methods(setting, len(names)) + (f" (not {listing(absent)}, untested there)" if absent else "")
+    present = [method for method in methods if method.name in names]
+    if kind == "none":
+        return f"At {_names(setting, where)} none of the {who} solves a single sequence: nothing can be compared there."
+    if kind == "all":
+        # A perfect training length has been said already; with other lengths it belongs to the range.
+        if where == [setting.reference] and not absent:
+            return ""
+        count = min(method.sequences(length) for method in present for length in where)
         # Three over n bounds the error rate when none of n sequences was wrong, with 95 % confidence.
         unseen = f" (with {count:,} sequences, an error rate below {300 / count:.1f}% goes unseen)" if count else ""
-        head.append(f"At {_names(setting, where)} every method is right on every test sequence: no difference{unseen}.")
-    if "alike" in alike:
-        where = alike["alike"]
-        means = [v.mean for length in where for v in (m.at(length, "exact_match") for m in methods) if v]
-        head.append(
-            f"At {_names(setting, where)} the methods differ by no more than the seed spread or binomial interval "
-            f"(means {_range(means)})."
-        )
-    if "none" in alike:
-        head.append(
-            f"At {_names(setting, alike['none'])} no method solves a single sequence, so nothing can be compared there."
-        )
-    return [*head, *said]
+        return f"At {_names(setting, where)} all {who} are right on every test sequence: no difference{unseen}."
+    means = [v.mean for length in where for m in present if (v := m.at(length, "exact_match"))]
+    return (
+        f"At {_names(setting, where)} the {who} differ by no more than the seed spread or binomial interval "
+        f"(means {_range(means)})."
+    )
 
 
 def _name(setting: Setting, length: int) -> str:
@@ -134,11 +170,18 @@ def _name(setting: Setting, length: int) -> str:
 
 
 def _names(setting: Setting, lengths: Sequence[int]) -> str:
-    return _and([_name(setting, length) for length in lengths])
+    return listing([_name(setting, length) for length in lengths])
 
 
-def _sequences(setting: Setting, length: int) -> int:
-    return min((method.sequences(length) for method in setting.methods if method.evals(length)), default=0)
+def _overlap(setting: Setting) -> list[str]:
+    """Test sequences that training has shown: a right answer to these may be remembered."""
+    shares = [(length, share) for length in setting.lengths if (share := setting.overlap(length)) is not None]
+    seen = [f"{_percent(share)} at {_name(setting, length)}" for length, share in shares if share > OVERLAP]
+    if not seen:
+        return []
+    return [
+        f"Of the test sequences training has shown, by expectation, {listing(seen)}: these may have been remembered."
+    ]
 
 
 def _sparsity(setting: Setting) -> list[str]:
@@ -166,70 +209,4 @@ def _empty(setting: Setting) -> list[str]:
         if worst[0] > 0:
             where = _name(setting, worst[1])
             said.append(f"{method.name} leaves up to {_percent(worst[0])} of the queries without any key (at {where}).")
-    return said
-
-
-def _fairness(setting: Setting) -> list[str]:
-    """What a reader must know before reading a difference into the table."""
-    said = []
-    seeds = {method.seeds for method in setting.methods}
-    if seeds == {1}:
-        said.append("One seed per method: how much seeds differ is unknown, so small differences may be chance.")
-    elif len(seeds) > 1:
-        said.append(
-            "The methods have different numbers of seeds: "
-            + ", ".join(f"{m.name} {m.seeds}" for m in setting.methods)
-            + "."
-        )
-    counts = {method.parameters() for method in setting.methods} - {None}
-    if len(counts) > 1:
-        said.append(
-            "The models differ in size: "
-            + ", ".join(f"{m.name} {m.parameters() or 0:,}" for m in setting.methods)
-            + " parameters."
-        )
-    keys = [key for key in differences(setting.runs) if not _about_method(key)]
-    if keys:
-        said.append(f"The runs differ in more than the method: {', '.join(keys)} (see the table of differences).")
-    reached = {
-        int(line["step"]) for run in setting.runs for line in run.evals if isinstance(line.get("step"), int | float)
-    }
-    if len(reached) > 1:
-        said.append(
-            f"Not all runs were evaluated after the same number of steps ({min(reached):,} to {max(reached):,})."
-        )
-    decodings = {str(line.get("decoding")) for run in setting.runs for line in run.evals if line.get("decoding")}
-    if len(decodings) > 1:
-        said.append(f"Lengths were evaluated in different ways: {_and(sorted(decodings))}.")
-    return said
-
-
-def _about_method(key: str) -> bool:
-    parts = key.split(".")
-    return parts[0] == "model" and parts[1] in ("kernel", "normalization")
-
-
-def missing(records: Sequence[Record]) -> list[str]:
-    """What a reader does not see: runs that are not finished, evaluations that are not there, damaged lines."""
-    said = []
-    for record in records:
-        name = record.name
-        if not record.run:
-            said.append(f"{name}: the header of the record is missing, so task and method are unknown.")
-        if record.status != "finished":
-            planned = f" of {record.planned_steps:,}" if record.planned_steps else ""
-            state = (
-                "has no end yet (it is running, or it was killed)"
-                if record.status == "unfinished"
-                else f"was {record.status}"
-            )
-            said.append(f"{name}: the run {state}; shown up to step {record.last_step:,}{planned}.")
-        if not record.evals:
-            said.append(f"{name}: no evaluation yet.")
-        if record.damaged:
-            lines = ", ".join(str(number) for number in record.damaged[:5]) + (", …" if len(record.damaged) > 5 else "")
-            said.append(f"{name}: {len(record.damaged)} damaged line(s) of the record left out (line {lines}).")
-        skipped = sum(1 for event in record.events if event.get("event") == "skipped")
-        if skipped:
-            said.append(f"{name}: {skipped} step(s) with a non-finite loss were skipped.")
     return said

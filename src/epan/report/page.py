@@ -9,8 +9,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from epan._text import duration, percent
 from epan.report.draw import Picture, compact
-from epan.report.findings import remarks
+from epan.report.findings import OVERLAP, remarks
 from epan.report.records import Record, number
 from epan.report.summary import Setting, Summary, differences, flatten, trained_lengths
 from epan.report.tables import MOST_LENGTHS, headline_html
@@ -73,7 +74,8 @@ def _facts(summary: Summary) -> str:
     facts["test sequences a length"] = _values(f"{count:,}" for count in sorted(counts))
     facts["device"] = _values(_part(record, "environment").get("device") for record in records)
     total = sum(number(record.end.get("elapsed")) or 0.0 for record in records if record.end)
-    facts["training time, all runs"] = _duration(total) if total else ""
+    unit = "h:min:s" if total >= 3600 else "min:s"
+    facts[f"training time, all runs ({unit})"] = duration(total) if total else ""
     cells = "".join(
         f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items() if value
     )
@@ -97,12 +99,6 @@ def _trained(record: Record) -> str | None:
     return compact(low) if low == high else f"{compact(low)} to {compact(high)}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
@@ -118,12 +114,26 @@ def _pairs_table(rows: Mapping[str, str]) -> str:
     return f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'
 
 
-def _environment(records: Sequence[Record]) -> str:
+def _overlap(setting: Setting) -> str:
+    """How many test sequences training has shown, for lengths where that is recorded."""
+    known = [(length, share) for length in setting.lengths if (share := setting.overlap(length)) is not None]
+    high = [f"{percent(share)}% at {compact(length)}" for length, share in known if share > OVERLAP]
+    low = [compact(length) for length, share in known if share <= OVERLAP]
+    least = f"below {100 * OVERLAP:g}% at "
+    where = "every length" if len(low) == len(setting.lengths) else ", ".join(low)
+    return ", ".join([*high, *([least + where] if low else [])])
+
+
+def _environment(summary: Summary) -> str:
+    records = summary.records
     flats = [flatten(_part(record, "environment")) for record in records]
     keys = dict.fromkeys(key for flat in flats for key in flat if key)
     rows = {key: _values(_text(flat[key]) for flat in flats if flat.get(key) is not None) for key in keys}
     for name in ("commit", "data_hash"):
         rows[name.replace("_", " ")] = _values(record.run.get(name) for record in records)
+    several = len(summary.settings) > 1
+    for setting in summary.settings:
+        rows["test sequences seen in training" + (f", {setting.title}" if several else "")] = _overlap(setting)
     return _pairs_table({key: value for key, value in rows.items() if value})
 
 
@@ -209,7 +219,7 @@ def render(
         f'<h2 id="missing">What is missing</h2>{_list(missing, "remarks missing")}' if missing else "",
         *(_headline(setting, several) for setting in summary.settings),
         *(_section(section) for section in sections),
-        f'<h2 id="environment">Environment</h2><div class="card">{_environment(records)}</div>',
+        f'<h2 id="environment">Environment</h2><div class="card">{_environment(summary)}</div>',
         f'<h2 id="configuration">How the runs differ</h2>{_configuration(records)}',
         f'<h2 id="repeat">Repeat it</h2>{_commands(records, command, rebuild)}',
         f"<footer>Made by epan {escape(version)}. The folder of this page also holds every figure as PNG "

@@ -11,10 +11,22 @@ from typing import Any
 from epan.errors import EpanError
 from epan.metrics import wilson_interval
 from epan.report.look import METHOD_ORDER, Look, looks, method_name
-from epan.report.records import Record, number
+from epan.report.records import Record, eval_rank, number
 from epan.tasks import get as get_task
 
-__all__ = ["Method", "Setting", "Spread", "Summary", "differences", "flatten", "spread", "summarise", "trained_lengths"]
+__all__ = [
+    "Method",
+    "Setting",
+    "Spread",
+    "Summary",
+    "differences",
+    "flatten",
+    "is_method_key",
+    "is_test_key",
+    "spread",
+    "summarise",
+    "trained_lengths",
+]
 
 # What may differ between runs that repeat one another: it names a run or says where it is kept.
 _REPEATS = {"seed", "out", "name", "threads", "log_every", "checkpoint_every", "keep"}
@@ -38,7 +50,7 @@ def spread(values: Iterable[Any]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Method:
-    """One method in one setting: its runs differ by seed alone."""
+    """One method in one setting: its runs differ by seed and by how they were tested, or repeat one another."""
 
     name: str
     kernel: Any
@@ -46,15 +58,31 @@ class Method:
     runs: tuple[Record, ...]
     look: Look
 
+    def by_seed(self) -> dict[str, list[Record]]:
+        """The runs of every seed. One seed is one sample, however often it was run; an unknown seed is one of its own."""
+        groups: dict[str, list[Record]] = {}
+        for index, run in enumerate(self.runs):
+            key = f"unknown {index}" if run.seed is None else str(run.seed)
+            groups.setdefault(key, []).append(run)
+        return groups
+
     @property
     def seeds(self) -> int:
-        return len(self.runs)
+        return len(self.by_seed())
+
+    def trained(self) -> list[Record]:
+        """One run per seed: the one that came furthest."""
+        return [max(runs, key=lambda run: run.last_step) for runs in self.by_seed().values()]
 
     def lengths(self) -> list[int]:
         return sorted({line["length"] for run in self.runs for line in run.evals})
 
     def evals(self, length: int) -> list[dict[str, Any]]:
-        return [line for run in self.runs for line in run.evals if line["length"] == length]
+        """The evaluation at ``length`` that counts, of every seed that has one."""
+        found = (
+            [line for run in runs for line in run.evals if line["length"] == length] for runs in self.by_seed().values()
+        )
+        return [max(lines, key=eval_rank) for lines in found if lines]
 
     def at(self, length: int, field_name: str) -> Spread | None:
         """The spread over seeds of one field of the evaluation at ``length``."""
@@ -103,6 +131,11 @@ class Setting:
     def runs(self) -> list[Record]:
         return [run for method in self.methods for run in method.runs]
 
+    def overlap(self, length: int) -> float | None:
+        """Expected share of the test sequences of ``length`` that some run met in training; None where not recorded."""
+        shares = [number(line.get("overlap")) for method in self.methods for line in method.evals(length)]
+        return max((share for share in shares if share is not None), default=None)
+
     def times(self, length: int) -> str:
         """``length`` as a multiple of the longest training length, e.g. ``2×``."""
         if not self.reference:
@@ -148,8 +181,14 @@ def _repeats(key: str) -> bool:
     return parts[-1] in _REPEATS and parts[0] not in ("task", "model")
 
 
-def _is_method_key(key: str) -> bool:
+def is_method_key(key: str) -> bool:
+    """Whether the config key names the method."""
     return key.startswith("model.") and key.split(".")[1] in ("kernel", "normalization")
+
+
+def is_test_key(key: str) -> bool:
+    """Whether the config key says how a run was tested, which changes nothing that was trained."""
+    return key.startswith("training.evaluation")
 
 
 def differences(records: Sequence[Record]) -> dict[str, list[Any]]:
@@ -187,8 +226,10 @@ def _short(value: Any) -> str:
 
 
 def _variants(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Runs of one method and task, split where more than the seed differs: {suffix: runs}."""
-    keys = [key for key in differences(records) if not _is_method_key(key) and not key.startswith("task.")]
+    """Runs of one method and task, split where more than seed and test differ: {suffix: runs}."""
+    keys = [
+        key for key in differences(records) if not (is_method_key(key) or is_test_key(key) or key.startswith("task."))
+    ]
     groups: dict[str, list[Record]] = {}
     for record in records:
         flat = _config(record)

@@ -6,6 +6,7 @@ import csv
 import io
 from html import escape
 
+from epan._text import percent
 from epan.report.draw import compact
 from epan.report.look import Look
 from epan.report.summary import Method, Setting, Spread, Summary
@@ -13,13 +14,6 @@ from epan.report.summary import Method, Setting, Spread, Summary
 __all__ = ["chip", "headline", "headline_html", "headline_markdown", "to_csv"]
 
 MOST_LENGTHS = 8
-
-
-def percent(value: float) -> str:
-    share = 100 * value
-    if share in (0.0, 100.0):
-        return f"{share:.0f}"
-    return f"{min(max(share, 0.1), 99.9):.1f}"
 
 
 def chosen(setting: Setting) -> list[int]:
@@ -48,9 +42,9 @@ def chip(look: Look) -> str:
 def _cell(value: Spread | None) -> str:
     if value is None:
         return '<td class="num none">–</td>'
-    low, high = percent(value.low), percent(value.high)
+    low, high = escape(percent(value.low)), escape(percent(value.high))
     span = f'<span class="range">{low}–{high}</span>' if value.count > 1 and low != high else ""
-    return f'<td class="num">{percent(value.mean)}{span}</td>'
+    return f'<td class="num">{escape(percent(value.mean))}{span}</td>'
 
 
 def _status(method: Method) -> str:
@@ -89,7 +83,9 @@ def headline_html(setting: Setting) -> str:
         if place is not None:
             size, share = method.at(place, "support_size"), method.at(place, "density")
             cells.append(f'<td class="num">{size.mean:,.3g}</td>' if size else '<td class="num none">–</td>')
-            cells.append(f'<td class="num">{percent(share.mean)}%</td>' if share else '<td class="num none">–</td>')
+            cells.append(
+                f'<td class="num">{escape(percent(share.mean))}%</td>' if share else '<td class="num none">–</td>'
+            )
         parameters, speed = method.parameters(), method.steps_per_second()
         cells.append(f'<td class="num">{parameters:,}</td>' if parameters else '<td class="num none">–</td>')
         cells.append(f'<td class="num">{speed.mean:,.3g}</td>' if speed else '<td class="num none">–</td>')
@@ -155,6 +151,7 @@ def to_csv(summary: Summary) -> str:
             *spans,
             "parameters",
             "steps_per_second",
+            "overlap",
         ]
     )
     for setting in summary.settings:
@@ -170,5 +167,7 @@ def to_csv(summary: Summary) -> str:
                         [f"{number:.6g}" for number in (value.mean, value.low, value.high)] if value else ["", "", ""]
                     )
                 row += [method.parameters() or "", f"{speed.mean:.6g}" if speed else ""]
+                overlap = method.at(length, "overlap")
+                row.append(f"{overlap.mean:.6g}" if overlap else "")
                 writer.writerow(row)
     return buffer.getvalue()
