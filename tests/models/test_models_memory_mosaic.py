@@ -204,7 +204,7 @@ def test_configuration_is_plain_data() -> None:
         ({"persistent": "swigl"}, "swiglu"),
         ({"persistent_kernel": "uniform"}, None),
         ({"long_skip": 4}, "short_window"),
-        ({"short_window": 4, "long_skip": 5}, "neither"),
+        ({"short_window": 4, "long_skip": 6}, "neither"),
         ({"kernel": "cosine"}, "cosine"),
     ],
 )
@@ -222,9 +222,29 @@ def test_missing_keys_names_and_tokens() -> None:
     with pytest.raises(UnsupportedError):
         build("memory_mosaic", {**SMALL, "kernel": "gaussian", "learn_order": True})
     model = build("memory_mosaic", SMALL)
-    for tokens in (torch.randn(2, 3), torch.randint(11, (4,))):
+    for tokens in (torch.randn(2, 3), torch.randint(11, (4,)), torch.zeros(1, 2, dtype=torch.bool)):
         with pytest.raises(EpanError, match="Tokens"):
             model(tokens)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("token", [-1, 5, 7])
+def test_tokens_outside_the_vocabulary_are_refused(name: str, token: int) -> None:
+    model = build(name, {"vocab_size": 5, "layers": 1, "heads": 1, "width": 4})
+    tokens = torch.tensor([[0, 4], [4, token]])
+    with pytest.raises(EpanError, match="outside the vocabulary") as caught:
+        model(tokens)
+    assert (caught.value.found, caught.value.allowed) == (token, "0 to 4")
+    with pytest.raises(EpanError, match="outside the vocabulary"):
+        model.step(tokens, model.init_cache(2))
+    assert model(tokens.clamp(0, 4).int()).shape == (2, 2, 5)
+
+
+def test_every_pair_is_read_by_one_of_two_memories_that_meet() -> None:
+    model = build("memory_mosaic", {**SMALL, "kernel": "gaussian", "short_window": 4, "long_skip": 5, "layers": 1})
+    _, stats = model(torch.randint(11, (1, 12)), return_stats=True)
+    read = stats["layers.0.short"].support_size + stats["layers.0.long"].support_size
+    assert torch.equal(read[0, 0].long(), torch.arange(12))
 
 
 def test_published_learning_problem_is_solvable() -> None:

@@ -66,6 +66,17 @@ def test_length_adaptive_scale_counts_the_stored_pairs() -> None:
     assert bool((memory.scale(5, 1) > memory.scale(4, 1)).all())
 
 
+@pytest.mark.parametrize(("skip", "span"), [(1, 4), (1, 1), (3, 7), (2, None)])
+def test_the_adaptive_bandwidth_counts_exactly_the_pairs_that_may_be_read(skip: int, span: int | None) -> None:
+    memory = ContextualMemory(8, 2, kernel="gaussian", adaptive_bandwidth=True, skip=skip, span=span).double()
+    _, stats = memory(torch.randn(1, 20, 8, dtype=torch.float64), return_stats=True)
+    n = stats.support_size[0].clamp(min=1).double()
+    assert int(n.max()) == (20 - skip if span is None else span - skip + 1)
+    expected = math.exp(1.5) * n ** float(memory.scale.exponent[0].detach()) + math.exp(1.5)
+    assert (memory.scale(0, 20).squeeze(-1) - expected).abs().max() <= 1e-12
+    assert torch.equal(memory.scale(11, 5), memory.scale(0, 20)[:, 11:16])
+
+
 @pytest.mark.parametrize(("size", "radius"), [(16, 1.1), (32, 1.2), (64, 1.3)])
 def test_initial_radius(size: int, radius: float) -> None:
     assert round(radius_of_random_keys(size), 1) == radius

@@ -164,7 +164,9 @@ def test_persistent_memory_starts_as_published() -> None:
     assert torch.allclose(memory.key.average.leak, torch.linspace(0.05, 0.5, 4))
 
 
-@pytest.mark.parametrize("options", [{}, {"gated": True}, {"adaptive_bandwidth": True}, {"skip": 3}, {"span": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gated": True}, {"adaptive_bandwidth": True}, {"skip": 3}, {"span": 4, "adaptive_bandwidth": True}]
+)
 @pytest.mark.parametrize("pieces", [[1] * LENGTH, [5, 8], [2, 1, 7, 3], [LENGTH]])
 def test_steps_give_what_the_whole_gives(options: dict[str, Any], pieces: list[int]) -> None:
     memory = ContextualMemory(WIDTH, HEADS, **options).double().eval()

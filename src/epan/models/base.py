@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._modes import is_traced
 from ..errors import EpanError
 from ..ops import Stats
 
@@ -62,10 +63,23 @@ def make_embedding(vocab_size: int, width: int) -> nn.Embedding:
     return embedding
 
 
-def check_tokens(tokens: Tensor) -> None:
-    """Raise EpanError unless tokens are integers of shape (B, T)."""
-    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Raise EpanError unless tokens are int64 or int32, of shape (B, T), and from 0 to ``vocab_size`` − 1.
+
+    The range is checked on the CPU, in plain execution: a look at values would break tracing and make a GPU wait.
+    """
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
         found = (
             f"{tokens.dtype} of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         )
-        raise EpanError("Tokens must be an integer tensor of shape (batch, length)", found=found)
+        raise EpanError("Tokens must be an int64 or int32 tensor of shape (batch, length)", found=found)
+    if tokens.device.type != "cpu" or tokens.numel() == 0 or is_traced():
+        return
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise EpanError(
+            "A token is outside the vocabulary",
+            found=low if low < 0 else high,
+            allowed=f"0 to {vocab_size - 1}",
+            fix="use the tokens of the task that the model was made for, or build it with a larger vocab_size",
+        )

@@ -78,11 +78,11 @@ class MemoryMosaicConfig:
             raise EpanError(
                 "long_skip needs a short-term memory", found=f"long_skip={self.long_skip}", fix="set short_window"
             )
-        if self.short_window is not None and self.skip > self.short_window:
+        if self.short_window is not None and self.skip > self.short_window + 1:
             raise EpanError(
                 "Pairs between the short-term and the long-term memory would be read by neither",
                 found=f"short_window={self.short_window}, long_skip={self.long_skip}",
-                allowed="long_skip <= short_window",
+                allowed="long_skip <= short_window + 1",
             )
 
     @property
@@ -218,7 +218,7 @@ class MemoryMosaic(LanguageModel):
         return F.linear(self.norm(x), self.embedding.weight) / math.sqrt(self.config.width)
 
     def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:
-        check_tokens(tokens)
+        check_tokens(tokens, self.config.vocab_size)
         x = self.embedding(tokens)
         stats: dict[str, Stats] = {}
         for number, layer in enumerate(self.layers):
@@ -233,7 +233,7 @@ class MemoryMosaic(LanguageModel):
         return tuple(layer.init_cache(batch_size, device, dtype) for layer in self.layers)  # type: ignore[operator]
 
     def step(self, tokens: Tensor, cache: tuple[BlockCache, ...]) -> tuple[Tensor, tuple[BlockCache, ...]]:
-        check_tokens(tokens)
+        check_tokens(tokens, self.config.vocab_size)
         x = self.embedding(tokens)
         after: list[BlockCache] = []
         for layer, state in zip(self.layers, cache, strict=True):

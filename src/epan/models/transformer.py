@@ -167,7 +167,7 @@ class Transformer(LanguageModel):
         return F.linear(self.norm(x), self.embedding.weight if self.head is None else self.head.weight)
 
     def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:
-        check_tokens(tokens)
+        check_tokens(tokens, self.config.vocab_size)
         x = self.embedding(tokens)
         found: dict[str, Stats] = {}
         for number, layer in enumerate(self.layers):
@@ -183,7 +183,7 @@ class Transformer(LanguageModel):
         return tuple(layer.attention.init_cache(batch_size, device, dtype) for layer in self.layers)  # type: ignore[operator, union-attr]
 
     def step(self, tokens: Tensor, cache: tuple[AttentionCache, ...]) -> tuple[Tensor, tuple[AttentionCache, ...]]:
-        check_tokens(tokens)
+        check_tokens(tokens, self.config.vocab_size)
         x = self.embedding(tokens)
         after: list[AttentionCache] = []
         for layer, state in zip(self.layers, cache, strict=True):

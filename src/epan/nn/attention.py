@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from ..errors import EpanError
 from ..kernels import get as get_kernel
@@ -153,6 +152,9 @@ class KernelAttention(nn.Module):
         if self.slopes is not None:
             slopes = torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
             if first > 0:
+                # Loads torch._dynamo, which takes most of a second.
+                from torch.nn.attention.bias import causal_lower_right
+
                 # Distances, too, must count from the lower right when the queries are the newest of the keys.
                 attn_mask = causal_lower_right(q.shape[2], k.shape[2])
         result = attention(

@@ -116,20 +116,20 @@ class LengthAdaptiveScale(nn.Module):
     ----------
     heads: number of heads H; ``log_growth`` (θ_1), ``log_scale`` (θ_0) and ``exponent`` (θ_a) are (H,).
     initial: β at n = 1, or None for the published start.
-    skip: the query at position i has max(i − skip, 1) stored pairs.
+    skip, most: the query at position i has max(i − skip, 1) stored pairs, and no more than ``most`` (None: any number).
 
     Source: Zhang & Bottou 2507.03285.
     """
 
     LARGEST = 10.0
 
-    def __init__(self, heads: int, initial: float | None = None, skip: int = 0) -> None:
+    def __init__(self, heads: int, initial: float | None = None, skip: int = 0, most: int | None = None) -> None:
         super().__init__()
         growth, base = (1.5, 1.5) if initial is None else (math.log(0.1 * initial), math.log(0.9 * initial))
         self.log_growth = nn.Parameter(torch.full((heads,), growth))
         self.log_scale = nn.Parameter(torch.full((heads,), base))
         self.exponent = nn.Parameter(torch.full((heads,), 1 / 3))
-        self.skip = skip
+        self.skip, self.most = skip, most
 
     def current(self) -> Tensor:
         """β per head with one stored pair, (H,)."""
@@ -139,7 +139,7 @@ class LengthAdaptiveScale(nn.Module):
         """β as (H, steps, 1) for queries at positions ``first`` … ``first + steps − 1``."""
         position = torch.arange(first, first + steps, device=self.log_scale.device)
         # Without a pair β plays no part; one instead of zero keeps the logarithm in the gradient of n^a finite.
-        count = (position - self.skip).clamp(min=1).to(self.log_scale.dtype)
+        count = (position - self.skip).clamp(min=1, max=self.most).to(self.log_scale.dtype)
         return self._at(count)[..., None]
 
     def _at(self, count: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class ContextualMemory(nn.Module):
     kernel, normalization: names, mappings or objects, as in :func:`epan.attention`. Rules that need distances (fixed)
         use the euclidean similarity and start at a radius that leaves few rows empty
         (:func:`~epan.nn.bandwidth.initial_scale`).
-    gated: gated time-variant keys. adaptive_bandwidth: β = β_1 n^a + β_0 in the number n of stored pairs.
+    gated: gated time-variant keys. adaptive_bandwidth: β = β_1 n^a + β_0 in the number n of pairs that may be read.
     skip: the newest pair that may be read is i − skip, at least 1 (a long-term memory takes more).
     span: only the pairs i − span … i − skip are read (a short-term memory), or None for all.
     learn_order: learn the order of a polynomial kernel, one per head.
@@ -109,7 +109,8 @@ class ContextualMemory(nn.Module):
         start = initial_scale(self.kernel, self.normalization, head_dim, _PUBLISHED_SCALE)
         self.scale: ContextualScale | LengthAdaptiveScale
         if adaptive_bandwidth:
-            self.scale = LengthAdaptiveScale(heads, None if start == _PUBLISHED_SCALE else start, skip - 1)
+            most = None if span is None else span - skip + 1
+            self.scale = LengthAdaptiveScale(heads, None if start == _PUBLISHED_SCALE else start, skip - 1, most)
         else:
             self.scale = ContextualScale(heads, start)
         self.order = LearnableOrder(heads, self.kernel) if learn_order else None
