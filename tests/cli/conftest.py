@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,43 @@ def epan() -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def on_terminal() -> Callable[..., tuple[int, str]]:
+    """``on_terminal("demo", columns=80)``: exit code and output of the command on a pseudo-terminal of that width."""
+
+    def on_terminal(*arguments: str, columns: int, seconds: float = 240.0) -> tuple[int, str]:
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        own, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "epan", *arguments],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env={**environment(), "TERM": "xterm", "COLUMNS": str(columns)},
+            close_fds=True,
+        )
+        os.close(other)
+        said, end = b"", time.monotonic() + seconds
+        while time.monotonic() < end:
+            ready, _, _ = select.select([own], [], [], 0.2)
+            try:
+                data = os.read(own, 65536) if ready else b""
+            except OSError:
+                break
+            said += data
+            if not data and process.poll() is not None:
+                break
+        os.close(own)
+        return process.wait(timeout=30), said.decode(errors="replace")
+
+    return on_terminal
 
 
 @pytest.fixture(scope="session")

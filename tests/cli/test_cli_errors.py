@@ -19,13 +19,16 @@ WRONG = {
     "task option": (["train", "--set", "task.options.symbol=3"], ["symbol", "did you mean 'symbols'"]),
     "model": (["train", "--model", "transfomer"], ["Unknown model 'transfomer'", "did you mean 'transformer'"]),
     "model option": (["train", "--set", "model.options.widht=3"], ["widht", "did you mean 'width'"]),
+    "kernel option": (["train", "--kernel", "polynomial:ordr=5"], ["'ordr'", "did you mean 'order'"]),
+    "missing option": (["train", "--set", 'model.normalization={"name": "nearest", "q": 1}'], ["'q'", "Allowed: k."]),
+    "vocabulary": (["train", "--set", "model.options.vocab_size=3"], ["'vocab_size'", "comes from the task"]),
     "option": (["train", "--kernal", "biweight"], ["--kernal", "--kernel"]),
     "config key": (["train", "--set", "optimizer.leaning_rate=1"], ["leaning_rate", "learning_rate"]),
     "setting": (["train", "--set", "steps"], ["must look like key=value"]),
     "choice": (["train", "--precision", "fp17"], ["fp17", "fp16"]),
     "number": (["train", "--steps", "many"], ["--steps", "many"]),
     "steps": (["train", "--steps", "0"], ["'steps' is out of range", "at least 1"]),
-    "length": (["train", "--lengths", "0"], ["--lengths takes whole numbers of at least 1"]),
+    "length": (["train", "--lengths", "0"], ["--lengths takes whole numbers of at least 1", "e.g. --lengths 32,64."]),
     "test length": (["train", "--test-lengths", "8,0"], ["--test-lengths takes whole numbers of at least 1"]),
     "config length": (["train", "--set", "lengths=[0,4]"], ["'lengths' is out of range"]),
     "three lengths": (["train", "--lengths", "1,2,3"], ["--lengths takes one or two numbers"]),
@@ -44,6 +47,8 @@ WRONG = {
     "report": (["report", "nowhere"], ["No such folder"]),
     "empty report": (["report", "."], ["No run record", "epan demo"]),
     "no paths": (["report"], ["PATHS"]),
+    "sweep file with an error": (["sweep", "broken.py"], ["ZeroDivisionError", "line 2 of broken.py"]),
+    "demo workers": (["demo", "--workers", "0"], ["at least one worker", "--workers 1"]),
     "seeds": (["demo", "--seeds", "0"], ["at least one seed"]),
 }
 
@@ -55,14 +60,16 @@ def test_a_mistake_gets_one_message_and_exit_code_2(
     arguments, expected = WRONG[name]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.py").write_text("from epan.training import RunConfig\nruns = [RunConfig()]\n")
+    (tmp_path / "broken.py").write_text("# a comment\nruns = 1 / 0\n")
     assert run(arguments) == 2
     said = capsys.readouterr()
     assert said.err.startswith("epan: ")
     assert len(said.err.strip().splitlines()) == 1
     assert "Traceback" not in said.err + said.out
+    assert "vocab_size" not in said.err.partition("Allowed:")[2]
     for part in expected:
         assert part in said.err, said.err
-    assert [item.name for item in tmp_path.iterdir() if item.name != "__pycache__"] == ["sweep.py"]
+    assert {item.name for item in tmp_path.iterdir()} - {"__pycache__"} == {"sweep.py", "broken.py"}
 
 
 def test_the_real_command_gives_the_same_message_and_code(epan: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -109,43 +110,11 @@ def test_ctrl_c_saves_and_resume_goes_on(tiny: Any, epan: Any, surroundings: Any
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_on_a_terminal_there_is_a_bar(tiny: Any, surroundings: Any, tmp_path: Path) -> None:
-    code, said = _on_terminal(surroundings, ["train", *tiny, "--steps", "6", "--out", str(tmp_path / "run")])
+def test_on_a_terminal_there_is_a_bar(tiny: Any, on_terminal: Any, tmp_path: Path) -> None:
+    code, said = on_terminal("train", *tiny, "--steps", "6", "--out", str(tmp_path / "run"), columns=80)
     assert code == 0, said
     for word in ("training", "6/6", "loss", "keys/query", "ETA", "testing", "Finished 6 steps"):
         assert word in said, said
-
-
-def _on_terminal(surroundings: dict[str, str], arguments: list[str], seconds: float = 240.0) -> tuple[int, str]:
-    """Exit code and output of the command on a pseudo-terminal."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    own, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "epan", *arguments],
-        stdin=other,
-        stdout=other,
-        stderr=other,
-        env={**surroundings, "TERM": "xterm", "COLUMNS": "160"},
-        close_fds=True,
-    )
-    os.close(other)
-    said, end = b"", time.monotonic() + seconds
-    while time.monotonic() < end:
-        ready, _, _ = select.select([own], [], [], 0.2)
-        try:
-            data = os.read(own, 65536) if ready else b""
-        except OSError:
-            break
-        said += data
-        if not data and process.poll() is not None:
-            break
-    os.close(own)
-    return process.wait(timeout=30), said.decode(errors="replace")
 
 
 def test_a_sweep_runs_all_skips_the_finished_and_tells_of_a_failure(epan: Any, tmp_path: Path) -> None:
@@ -181,22 +150,22 @@ def runs():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_the_demo_from_end_to_end(surroundings: Any, tmp_path: Path) -> None:
+def test_the_demo_from_end_to_end(on_terminal: Any, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    out.mkdir()
-    (out / "notes.txt").write_text("precious")
-    code, said = _on_terminal(surroundings, ["demo", "--quick", "--out", str(out)])
+    code, said = on_terminal("demo", "--quick", "--out", str(out), columns=100)
     assert code == 0, said
-    assert (tmp_path / "demo-1" / "notes.txt").read_text() == "precious"
     assert "ReLUmax" in said
     assert "has not learnt" in said or "have not learnt" in said
     assert str(out / "report" / "index.html") in said.replace("\r\n", "")
     assert len(list(out.glob("*/record.jsonl"))) == 5
+    softmax = re.findall(r"Softmax \(Gaussian\) +([^\r\n]*\S)", said.partition("Sequences without a mistake")[2])
+    assert re.fullmatch(r"[\d.]+% +[\d.]+%", softmax[0]), softmax
+    assert re.fullmatch(r"[\d.]+ \(100%\) +[\d.]+ \(100%\)", softmax[1]), softmax
 
-    code, said = _on_terminal(surroundings, ["demo", "--quick", "--out", str(out)])
+    code, said = on_terminal("demo", "--quick", "--out", str(out), columns=100)
     assert code == 0, said
     assert "Going on with the demo" in said
-    assert not (tmp_path / "demo-2").exists()
+    assert not (tmp_path / "demo-1").exists()
 
 
 def test_the_doctor_passes_here(epan: Any) -> None:

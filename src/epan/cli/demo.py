@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -12,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from epan.cli.output import duration, print_table
+from epan.cli.output import cores, duration, number, print_table, share
+from epan.cli.room import make_room
 from epan.errors import EpanError
 
 if TYPE_CHECKING:
+    from epan.report.summary import Setting, Spread
     from epan.training import RunConfig
 
-__all__ = ["METHODS", "DemoOptions", "configs", "demo"]
+__all__ = ["METHODS", "DemoOptions", "configs", "demo", "tables"]
 
 METHODS = (
     ("gaussian", "adaptive"),
@@ -76,13 +77,15 @@ def demo(*, options: DemoOptions | None = None) -> int:
     options = options or DemoOptions()
     if options.seeds < 1:
         raise EpanError("The demo needs at least one seed", found=options.seeds, fix="--seeds 1")
+    if options.workers is not None and options.workers < 1:
+        raise EpanError("The demo needs at least one worker", found=options.workers, fix="--workers 1")
     from epan.cli.sweep import show_sweep
     from epan.training import run_sweep
 
     start = time.monotonic()
     planned = configs(options.seeds, options.quick)
-    workers = options.workers or max(1, min(len(METHODS), os.cpu_count() or 1))
-    _make_room(options.out, planned)
+    workers = min(len(METHODS), cores()) if options.workers is None else options.workers
+    make_room(options.out, planned)
     first = planned[0]
     print(
         f"Memory Mosaics with {len(METHODS)} attention methods on {first.task.name}: {first.steps} steps each, "
@@ -105,14 +108,14 @@ def demo(*, options: DemoOptions | None = None) -> int:
 
 
 def _conclude(out: Path, start: float) -> None:
-    from epan.report import build, find, headline, remarks, summarise
+    from epan.report import build, find, remarks, summarise
 
     command = shlex.join(["epan", *sys.argv[1:]])
     page = build(out, out / "report", title="Five attention methods, one task", command=command)
     (setting,) = summarise(find(out)).settings
-    columns, rows = headline(setting)
-    print()
-    print_table(columns, rows)
+    for title, columns, rows in tables(setting):
+        print(f"\n{title}\n")
+        print_table(columns, rows)
     print()
     for remark in remarks(setting):
         print(f"* {remark}")
@@ -121,40 +124,32 @@ def _conclude(out: Path, start: float) -> None:
     print(f"  {page.resolve()}")
 
 
-def _make_room(out: Path, planned: list[RunConfig]) -> None:
-    """Leave a folder of the same demo as it is; move anything else aside, so that nothing is lost."""
-    from epan.training import records
+def tables(setting: Setting) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Accuracy, support and density of every method at every length, each table narrow enough for a terminal.
 
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    wanted = {config.label: config.hash() for config in planned}
+    Returns
+    -------
+    Title, column names and rows of each table; over several seeds the mean, and the range of the accuracy.
+    """
 
-    def fits(item: Path) -> bool:
-        if item.name in ("report", ".sweep"):
-            return True
-        if item.name not in wanted or not item.is_dir():
-            return False
-        if not any(item.iterdir()):
-            return True
-        try:
-            lines = records.read(item)
-        except EpanError:
-            return False
-        head = next((line for line in lines if line["kind"] == "run"), None)
-        return head is None or head.get("config_hash") == wanted[item.name]
+    def accuracy(value: Spread | None) -> str:
+        if value is None:
+            return "-"
+        low, high = (share(bound).rstrip("%") for bound in (value.low, value.high))
+        return share(value.mean) + (f" ({low}-{high})" if low != high else "")
 
-    if out.is_dir() and all(fits(item) for item in out.iterdir()):
-        print(f"Going on with the demo in {out}.")
-        return
-    number = 1
-    while (aside := out.with_name(f"{out.name}-{number}")).exists():
-        number += 1
-    try:
-        out.rename(aside)
-    except OSError as error:
-        raise EpanError(
-            f"The folder holds something else and cannot be moved aside: {error.strerror}",
-            found=str(out),
-            fix="give another one with --out",
-        ) from error
-    print(f"{out} held something else; it is kept as {aside}.")
+    def support(size: Spread | None, density: Spread | None) -> str:
+        return f"{number(size and size.mean)} ({share(density and density.mean)})"
+
+    lengths = setting.lengths
+    columns = ["method", *(f"{n} ({setting.times(n)})" if setting.reference else str(n) for n in lengths)]
+    right = [[method.name, *(accuracy(method.at(n, "exact_match")) for n in lengths)] for method in setting.methods]
+    keys = [
+        [method.name, *(support(method.at(n, "support_size"), method.at(n, "density")) for n in lengths)]
+        for method in setting.methods
+    ]
+    seeds = ", mean over seeds (and their range)" if any(method.seeds > 1 for method in setting.methods) else ""
+    return [
+        (f"Sequences without a mistake, by length{seeds}:", columns, right),
+        ("Keys with weight per query (and their share of those that it may see), by length:", columns, keys),
+    ]

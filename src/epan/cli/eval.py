@@ -34,7 +34,12 @@ class EvalOptions:
     )
 
 
-def evaluate(run: Path, /, *, options: EvalOptions | None = None) -> int:
+def evaluate(
+    run: Annotated[Path, Parameter(help="The run folder, or one of its checkpoint folders.")],
+    /,
+    *,
+    options: EvalOptions | None = None,
+) -> int:
     """Test a trained run, also on lengths that it never saw, and add the results to its record.
 
     Parameters

@@ -23,6 +23,9 @@ __all__ = [
     "share",
 ]
 
+# Spaces between two columns of a table.
+GAP = 3
+
 
 def is_terminal() -> bool:
     return sys.stdout.isatty()
@@ -44,17 +47,21 @@ def console() -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table with the first column to the left and numbers to the right."""
+    """A table with the first column to the left and numbers to the right; headers break where the line is too short."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    rows, shown = list(rows), console()
+    width = sum(max(map(len, cells)) + GAP for cells in zip(columns, *rows, strict=True))
+    if width > shown.width:
+        columns = [column.replace(" ", "\n") for column in columns]
     table = Table(box=box.SIMPLE if is_terminal() else box.ASCII2, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    shown.print(table)
 
 
 def share(value: Any) -> str:
@@ -115,7 +122,7 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
         cells = {
             "length": f"{entry.get('length', '-')}",
             "exact match": share(entry.get("exact_match")),
-            "95% interval": f"{share(low)} to {share(high)}" if low is not None and high is not None else "-",
+            "95% interval": f"{share(low)}-{share(high)}" if low is not None and high is not None else "-",
             "token accuracy": share(entry.get("token_accuracy")),
             "loss": number(entry.get("loss")),
             "keys/query": number(entry.get("support_size")),

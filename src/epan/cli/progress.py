@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from epan._version import __version__
-from epan.cli.output import console, duration, evaluation_table, is_terminal, number
+from epan.cli.bars import Bars
+from epan.cli.output import console, duration, evaluation_table, is_terminal, notes, share
 from epan.training import EvaluationInfo, Progress, RunConfig, RunResult, StartInfo, StepInfo
 
 __all__ = ["BarProgress", "LineProgress", "for_run"]
@@ -39,9 +39,12 @@ def header(config: RunConfig, info: StartInfo) -> list[str]:
 
 
 def step_line(info: StepInfo) -> str:
-    support = f"  {number(info.support)} keys/query" if info.support is not None else ""
-    speed = f"{info.tokens_per_second:,.0f} tokens/s  ETA {duration(info.remaining)}"
-    return f"step {info.step:>{len(str(info.steps))}}/{info.steps}  loss {info.loss:.4f}{support}  {speed}"
+    eta, *rest = _notes(info)
+    return "  ".join([f"step {info.step:>{len(str(info.steps))}}/{info.steps}", *rest, eta])
+
+
+def _notes(info: StepInfo) -> list[str]:
+    return notes(info.remaining, info.loss, info.support, info.tokens_per_second)
 
 
 class LineProgress(Progress):
@@ -64,8 +67,8 @@ class LineProgress(Progress):
 
     def on_evaluation(self, info: EvaluationInfo) -> None:
         if info.result is not None:
-            exact = info.result.get("exact_match", 0.0)
-            print(f"tested at step {info.step}, length {info.length}: exact match {100 * exact:.1f}%", flush=True)
+            exact = share(info.result.get("exact_match"))
+            print(f"tested at step {info.step}, length {info.length}: exact match {exact}", flush=True)
 
     def on_event(self, message: str) -> None:
         print(message, flush=True)
@@ -75,44 +78,33 @@ class LineProgress(Progress):
 
 
 class BarProgress(Progress):
-    """A bar with loss, speed, support and ETA, and one for the evaluation."""
+    """A bar with ETA, loss, support and speed, and one for the evaluation."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._bars: Any = None
-        self._train: Any = None
-        self._test: Any = None
-        self._length: int | None = None
+        self._bars: Bars | None = None
 
     def on_start(self, info: StartInfo) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
         print("\n".join(header(self.config, info)), flush=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bars = Progress(*columns, console=console(), refresh_per_second=5)
-        self._bars.start()
-        self._train = self._bars.add_task("training", total=info.steps, completed=info.step, note="")
+        self._bars = Bars(rate=5)
+        self._bars.update("training", info.step, info.steps, [])
 
     def on_step(self, info: StepInfo) -> None:
-        support = f"{number(info.support)} keys/query  " if info.support is not None else ""
-        note = f"loss {info.loss:.4f}  {support}{info.tokens_per_second:,.0f} tokens/s  ETA {duration(info.remaining)}"
-        self._bars.update(self._train, completed=info.step, note=note)
+        if self._bars is not None:
+            self._bars.update("training", info.step, info.steps, _notes(info))
 
     def on_evaluation(self, info: EvaluationInfo) -> None:
-        if self._test is None:
-            self._test = self._bars.add_task("testing", total=info.total, note="")
-        note = f"length {info.length}"
-        if info.result is not None:
-            note += f"  exact match {100 * info.result.get('exact_match', 0.0):.1f}%"
-        self._bars.update(self._test, description="testing", completed=info.done, total=info.total, note=note)
+        if self._bars is not None:
+            told = [f"length {info.length}"]
+            if info.result is not None:
+                told.append(f"exact match {share(info.result.get('exact_match'))}")
+            self._bars.update("testing", info.done, info.total, told)
 
     def on_event(self, message: str) -> None:
-        (self._bars.console if self._bars else console()).print(message, markup=False)
+        if self._bars is not None:
+            self._bars.print(message)
+        else:
+            console().print(message, markup=False)
 
     def on_end(self, result: RunResult) -> None:
         self.close()
@@ -120,7 +112,7 @@ class BarProgress(Progress):
     def close(self) -> None:
         """Give the terminal back; called when a run fails, too."""
         if self._bars is not None:
-            self._bars.stop()
+            self._bars.close()
             self._bars = None
 
 

@@ -24,7 +24,12 @@ class ReportOptions:
     title: Annotated[str | None, Parameter(help="Heading of the page.")] = None
 
 
-def report(paths: Annotated[list[Path], Parameter(negative="")], /, *, options: ReportOptions | None = None) -> int:
+def report(
+    paths: Annotated[list[Path], Parameter(negative="", help="Run folders, or folders of run folders.")],
+    /,
+    *,
+    options: ReportOptions | None = None,
+) -> int:
     """Make one HTML page, PNG figures and tables (CSV, Markdown) from run records alone.
 
     Parameters

@@ -6,16 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from epan.cli.output import console, duration, is_terminal, number, share
+from epan.cli.bars import Bars, short_names
+from epan.cli.output import is_terminal, notes, share
 from epan.training import RunState, SweepProgress
 
 __all__ = ["SweepBars", "SweepLines", "SweepOptions", "show_sweep", "sweep"]
 
 SECONDS = 15.0
+# Columns of a terminal that bar, counter, time left and loss take beside the name of a run.
+BESIDE = 46
 
 
 @Parameter(name="*")
@@ -28,7 +31,14 @@ class SweepOptions:
     threads: Annotated[int, Parameter(help="CPU threads of each run (default 1).")] = 1
 
 
-def sweep(file: Path, /, *, options: SweepOptions | None = None) -> int:
+def sweep(
+    file: Annotated[
+        Path, Parameter(help="Python file with a function runs() that returns a list of RunConfig, or a list runs.")
+    ],
+    /,
+    *,
+    options: SweepOptions | None = None,
+) -> int:
     """Train the runs that a Python file lists. Finished runs are skipped, interrupted ones go on.
 
     Parameters
@@ -65,17 +75,15 @@ def show_sweep() -> SweepBars | SweepLines:
     return SweepBars() if is_terminal() else SweepLines()
 
 
-def _numbers(state: RunState) -> str:
-    """Loss, support, speed and time left, as far as they are known."""
+def _notes(state: RunState) -> list[str]:
+    """Time left, loss, support and speed, as far as they are known."""
     now = state.summary
-    parts = [f"loss {now.loss:.4f}"] if now.loss is not None else []
-    if now.support is not None:
-        parts.append(f"{number(now.support)} keys/query")
-    if now.tokens_per_second:
-        parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
-    if now.step and now.elapsed:
-        parts.append(f"ETA {duration(now.elapsed / now.step * (now.steps - now.step))}")
-    return "  ".join(parts)
+    if now.step >= state.config.steps:
+        return ["testing"]
+    if not now.step:
+        return ["starting"]
+    remaining = now.elapsed / now.step * (now.steps - now.step) if now.elapsed else None
+    return notes(remaining, now.loss, now.support, now.tokens_per_second)
 
 
 def _tested(state: RunState) -> str:
@@ -101,41 +109,41 @@ class SweepLines(SweepProgress):
         self._last = time.monotonic()
         for state in states:
             if state.status == "running" and state.summary.step:
-                print(f"{state.label}: step {state.summary.step}/{state.config.steps}  {_numbers(state)}", flush=True)
+                print(
+                    f"{state.label}: step {state.summary.step}/{state.config.steps}  {'  '.join(_notes(state))}",
+                    flush=True,
+                )
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
 class SweepBars(SweepProgress):
-    """One bar for each run."""
+    """One bar for each run; those that wait or are done give way where the terminal has too few lines."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bars: Any = Progress(*columns, console=console(), refresh_per_second=4)
-        self._tasks: dict[str, Any] = {}
-        self._bars.start()
+        self._bars = Bars()
+        self._names: dict[str, str] = {}
 
     def on_update(self, states: Sequence[RunState]) -> None:
+        size = self._bars.console.size
+        if not self._names:
+            self._names = short_names([state.label for state in states], max(12, size.width - BESIDE))
+            for state in states:
+                # The room beside a name depends on the longest of all.
+                self._bars.update(self._names[state.label], 0, state.config.steps, [])
+        crowded = len(states) > size.height - 2
         for state in states:
             steps = state.config.steps
-            if state.label not in self._tasks:
-                self._tasks[state.label] = self._bars.add_task(state.label, total=steps, note="")
-            note = _numbers(state) if state.status == "running" else state.status
+            running = state.status == "running"
             done = steps if state.status in ("finished", "skipped") else state.summary.step
-            self._bars.update(self._tasks[state.label], completed=done, note=note)
+            notes = _notes(state) if running else [state.status]
+            self._bars.update(self._names[state.label], done, steps, notes, visible=running or not crowded)
 
     def on_run(self, state: RunState) -> None:
         if state.status == "failed":
-            self._bars.console.print(f"{state.label}: failed: {state.message}", markup=False)
+            self._bars.print(f"{state.label}: failed: {state.message}")
 
     def close(self) -> None:
         """Give the terminal back."""
-        self._bars.stop()
+        self._bars.close()

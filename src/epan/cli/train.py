@@ -116,7 +116,7 @@ def configure(options: TrainOptions) -> RunConfig:
         if value is not None:
             changes.append(f"{key}={value}")
     if options.lengths:
-        span = lengths(options.lengths, "--lengths")
+        span = lengths(options.lengths, "--lengths", "32,64")
         if len(span) > 2:
             raise EpanError("--lengths takes one or two numbers", found=span, fix="e.g. --lengths 32,64")
         changes.append(f"lengths={[span[0], span[-1]]}")
