@@ -7,7 +7,8 @@ import importlib
 import pytest
 
 from epan import tasks
-from epan.tasks import Task, overlap
+from epan.errors import EpanError
+from epan.tasks import Task, expected_overlap, overlap
 
 
 def prompts(
@@ -58,7 +59,28 @@ def test_long_sequences_and_other_lengths_do_not_overlap() -> None:
 
 def test_the_expectation_is_left_out_where_it_is_not_simple() -> None:
     for name in ("flip-flop", "local-count", "mqmtar"):
-        assert overlap(tasks.get(name), 16, steps=1, test=10).expected is None
+        assert overlap(tasks.get(name), 40, steps=1, test=10).expected is None
+
+
+def test_prompts_of_another_length_are_none_that_training_has_shown() -> None:
+    for name in ("flip-flop", "local-count", "mqmtar", "reverse", "mqar"):
+        task = tasks.get(name)
+        assert expected_overlap(task, 500, train=10**9) == 0
+        assert expected_overlap(task, task.train_lengths[1], train=0) == 0
+    # Nominal lengths 64 and 65 make the same strings of instructions, and the same slots for the pairs.
+    assert expected_overlap(tasks.get("flip-flop"), 65, train=1000) is None
+    assert expected_overlap(tasks.get("flip-flop"), 66, train=1000) == 0
+    assert expected_overlap(tasks.get("mqmtar"), 65, train=1000) is None
+    # Too many lengths to look at each.
+    assert expected_overlap(tasks.get("flip-flop"), 5000, train=1000, lengths=(4, 4000)) is None
+
+
+def test_the_expectation_at_its_ends() -> None:
+    parity = tasks.get("parity")
+    assert expected_overlap(parity, 1, train=1, lengths=1) == pytest.approx(0.5)
+    assert expected_overlap(parity, 3, train=10**6, lengths=(1, 4)) == pytest.approx(1)
+    with pytest.raises(EpanError, match="cannot have the length"):
+        expected_overlap(parity, 0, train=1)
 
 
 def test_the_function_is_not_hidden_by_its_module() -> None:

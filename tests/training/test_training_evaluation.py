@@ -13,7 +13,7 @@ from epan.errors import EpanError
 from epan.metrics import exact_match
 from epan.models import LanguageModel, build
 from epan.tasks import Task
-from epan.training import RunConfig, evaluate
+from epan.training import RunConfig, TaskConfig, evaluate
 from epan.training.decoding import greedy_exact_match
 from epan.training.engine import Engine, own_settings
 from epan.training.progress import EvaluationInfo, Progress
@@ -237,3 +237,31 @@ def test_bf16_evaluation_decodes_with_the_cache(tiny: Callable[..., RunConfig]) 
         (found,) = evaluate(model, task, [4], sequences=8, decoding="greedy")
     (exact,) = evaluate(model, task, [4], sequences=8, decoding="greedy")
     assert found["loss"] == pytest.approx(exact["loss"], rel=0.05)
+    assert (found["precision"], exact["precision"]) == ("bf16", "fp32")
+
+
+# Steps after which every, some and no test sequence of length 2 was seen; 3² sources, training lengths 2 to 4.
+@pytest.mark.parametrize("steps", [0, 1, 8, 400])
+def test_the_overlap_with_training_is_its_expectation(tiny: Callable[..., RunConfig], steps: int) -> None:
+    run, task, model = tiny(), tasks.get("copy", symbols=3), small()
+    found = evaluate(model, task, [2, 5], sequences=4, run=run, step=steps)
+    assert found[0]["overlap"] == pytest.approx(1 - (1 - 1 / 27) ** (6 * steps))
+    assert found[1]["overlap"] == 0
+    assert evaluate(model, task, [2], sequences=4, step=steps)[0]["overlap"] is None
+    assert evaluate(model, task, [2], sequences=4, run=run, step=steps, split="train")[0]["overlap"] is None
+
+
+def test_the_overlap_is_counted_where_nothing_else_is_known(tiny: Callable[..., RunConfig]) -> None:
+    run = tiny(task=TaskConfig("flip-flop"), lengths=(8, 9), seed=2, batch=5)
+    task, model = tasks.get("flip-flop"), small(vocab_size=9)
+    first, second, other = evaluate(model, task, [8, 9, 10], sequences=40, seed=3, run=run, step=20, split="validation")
+    drawn = [task.sample(2, step, 5, (8, 9)) for step in range(20)]
+    shown = {tuple(batch.tokens[i, :end].tolist()) for batch in drawn for i, end in enumerate(batch.prompt_length)}
+    for length, entry in ((8, first), (9, second)):
+        batch = task.sample(3, 0, 40, length, split="validation")
+        prompts = [tuple(row[: int(batch.prompt_length[0])]) for row in batch.tokens.tolist()]
+        assert entry["overlap"] == sum(prompt in shown for prompt in prompts) / 40
+        assert 0 < entry["overlap"] < 1
+    assert other["overlap"] == 0
+    # Counting what a long run has seen would take too long.
+    assert evaluate(model, task, [8], sequences=40, run=run, step=10**6)[0]["overlap"] is None

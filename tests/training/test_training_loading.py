@@ -78,6 +78,8 @@ def test_a_trained_run_is_tested_further(run: RunResult) -> None:
     again = evaluate_run(run.out, device="cpu", append=False)
     assert again == run.evaluations
     assert (run.out / records.FILE_NAME).read_bytes() == before
+    other = evaluate_run(run.out, [3], seed=7, split="validation", sequences=5, device="cpu", append=False)
+    assert (other[0]["seed"], other[0]["split"]) == (7, "validation")
     early = evaluate_run(run.out, [2], step=4, device="cpu", append=False)
     assert early[0]["step"] == 4
     assert early[0]["loss"] != again[0]["loss"]

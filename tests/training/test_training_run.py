@@ -29,6 +29,7 @@ from epan.training import (
     TaskConfig,
     TrainingError,
     check,
+    evaluate_run,
     load_config,
     records,
     train,
@@ -115,6 +116,7 @@ def test_the_record_has_its_schema(tiny: Tiny, tmp_path: Path) -> None:
         assert {"exact_match", "token_accuracy", "loss", "support_size", "density", "empty_rows"} <= entry.keys()
         assert entry["sequences"] == 6
         assert entry["decoding"] == "greedy"
+        assert (entry["seed"], entry["split"], entry["precision"], entry["device"]) == (0, "test", "fp32", "cpu")
         assert set(entry["per_layer"]) == {"layers.0.contextual", "layers.0.persistent"}
     assert entries[-1].items() >= {"kind": "end", "status": "finished", "step": 8}.items()
     assert [info.step for info in notes.steps] == list(range(1, 9))
@@ -247,6 +249,33 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny: Tiny, tmp_path
     assert second.status == "finished"
 
 
+def test_a_quick_look_does_not_stand_for_the_test_of_the_run(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(evaluation=EvaluationConfig(lengths=(2, 5), sequences=6))
+    whole = train(config, tmp_path / "whole")
+
+    class StopInEvaluation(Notes):
+        def on_evaluation(self, info: EvaluationInfo) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = train(config, tmp_path / "parts", progress=StopInEvaluation())
+    for options in ({"seed": 5}, {"split": "validation"}, {"sequences": 5}):
+        evaluate_run(first.out, [2, 5], device="cpu", **options)
+    second = train(config, tmp_path / "parts", resume="require")
+    assert second.evaluations == whole.evaluations
+
+
+def test_the_lengths_of_the_task_are_tested_as_far_as_its_options_allow(tiny: Tiny, tmp_path: Path) -> None:
+    task, tests = TaskConfig("mqar", {"words": 40}), EvaluationConfig(sequences=2)
+    config = tiny(steps=1, lengths=None, task=task, evaluation=tests)
+    check(config)
+    result = train(config, tmp_path / "run")
+    assert [entry["length"] for entry in result.evaluations] == [8, 16]
+    assert evaluate_run(result.out, device="cpu", append=False) == result.evaluations
+    with pytest.raises(EpanError, match="cannot have the length 21"):
+        evaluate_run(result.out, [8, 21], device="cpu")
+    assert [entry["length"] for entry in records.read(result.out) if entry["kind"] == "eval"] == [8, 16]
+
+
 def test_the_handlers_of_signals_come_back(tiny: Tiny, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     train(tiny(steps=1), tmp_path / "run")
@@ -312,6 +341,27 @@ def test_skipped_steps_are_events(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
     assert "'norm.weight'" in events[0]["message"]
 
 
+def test_a_run_that_stopped_at_a_number_goes_on_as_its_message_says(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from epan.training.engine import Engine
+
+    gradient = Engine._gradient
+
+    def spoil(self: Engine, step: int, measure: bool) -> Any:
+        loss, tokens, support = gradient(self, step, measure)
+        return (loss * torch.nan if step == 4 else loss), tokens, support
+
+    monkeypatch.setattr(Engine, "_gradient", spoil)
+    with pytest.raises(TrainingError, match="resume with on_nonfinite=skip, or start a new run"):
+        train(tiny(), tmp_path / "run")
+    result = train(tiny(on_nonfinite="skip"), tmp_path / "run", resume="require")
+    assert (result.status, result.step) == ("finished", 8)
+    events = {entry["event"]: entry for entry in records.read(tmp_path / "run") if entry["kind"] == "event"}
+    assert events["skipped"]["step"] == 5
+    assert events["resumed"]["message"] == 'resumed from step 4, on_nonfinite: "stop" -> "skip"'
+
+
 def test_any_other_failure_is_recorded_too(tiny: Tiny, tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("out of luck")
@@ -332,6 +382,15 @@ def test_any_other_failure_is_recorded_too(tiny: Tiny, tmp_path: Path) -> None:
         ({"model": ModelConfig(options={"widht": 8})}, ["widht", "width"]),
         ({"model": ModelConfig(kernel="cosine")}, ["cosine"]),
         ({"precision": "fp16"}, ["fp16", "cpu", "bf16"]),
+        ({"task": TaskConfig("mqar", {"words": 6}), "lengths": (2, 4)}, ["length 4", "1 to 3"]),
+        (
+            {"task": TaskConfig("mqar", {"words": 6}), "lengths": (2, 3), "evaluation": EvaluationConfig(lengths=(4,))},
+            ["length 4", "1 to 3"],
+        ),
+        (
+            {"task": TaskConfig("mqar", {"words": 6}), "lengths": (2, 3), "evaluation": EvaluationConfig()},
+            ["test lengths", "evaluation.lengths=[3]"],
+        ),
     ],
 )
 def test_a_run_that_cannot_start_leaves_nothing(

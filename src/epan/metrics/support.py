@@ -28,8 +28,7 @@ def allowed_keys(
     """How many keys the query at each position i (from 0) may see, by the last part of a statistics key.
 
     attention: i + 1 (causal, with itself); contextual: i (the keys before the query); short: min(i, window) (the last
-        ones
-    before the query); long: max(0, i + 1 − skip) (those at least skip steps back); persistent: size.
+    ones before the query); long: max(0, i + 1 − skip) (those at least skip steps back); persistent: size.
 
     Parameters
     ----------

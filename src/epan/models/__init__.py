@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "build",
     "config_of",
     "names",
+    "option_names",
 ]
 
 _CATALOGUE: dict[str, tuple[Any, Any]] = {
@@ -36,6 +38,11 @@ _HINTS = {
 def names() -> tuple[str, ...]:
     """The names of the models."""
     return tuple(_CATALOGUE)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """The keys of the configuration of the model ``name``; EpanError, with a suggestion, for an unknown name."""
+    return tuple(field.name for field in dataclasses.fields(_entry(name)[0]))
 
 
 def config_of(name: str, values: Mapping[str, Any]) -> MemoryMosaicConfig | TransformerConfig:

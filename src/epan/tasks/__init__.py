@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EpanError, unknown_name
-from .overlap import Overlap, overlap
+from .overlap import Overlap, expected_overlap, overlap
 
 if TYPE_CHECKING:
     from .base import Batch, Pieces, Task
     from .random import Stream
 
-__all__ = ["Batch", "Overlap", "Pieces", "Stream", "Task", "get", "names", "overlap"]
+__all__ = ["Batch", "Overlap", "Pieces", "Stream", "Task", "expected_overlap", "get", "names", "overlap"]
 
 # Name of a task: its class, loaded at first use, so that listing the names needs no torch.
 _CATALOGUE = {

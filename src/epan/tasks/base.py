@@ -157,7 +157,7 @@ class Task(ABC):
         """
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
-        low, high = self._range(lengths)
+        low, high = self.check_lengths(lengths)
         counts = {"seed": (seed, None), "step": (step, 0), "batch": (batch, 1), "first": (first, 0)}
         seed, step, batch, first = (_integer(name, value, least) for name, (value, least) in counts.items())
         stream = Stream(self.name, seed, step, split, first, batch, device)
@@ -175,7 +175,8 @@ class Task(ABC):
             raise EpanError(f"No token of the task {self.name!r}", found=strange[0], allowed=f"0 to {len(written) - 1}")
         return " ".join(written[token] for token in ids)
 
-    def _range(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
+    def check_lengths(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
+        """(shortest, longest) of ``lengths``; EpanError for what is no such pair, or a length the task cannot have."""
         pair = lengths if isinstance(lengths, tuple | list) else (lengths, lengths)
         if len(pair) != 2:
             raise EpanError("lengths is one length or (shortest, longest)", found=lengths, fix="e.g. lengths=(32, 64)")

@@ -1,8 +1,7 @@
 """Checkpoints: ``RUN/checkpoints/step-00000100/`` with tensors (safetensors), state and a manifest of hashes.
 
 A checkpoint is written to a temporary folder beside its place, flushed to the disk, and published by one rename: what
-    carries
-the name ``step-…`` is whole. Reading checks every byte against the manifest before it is used; nothing is ever
+carries the name ``step-…`` is whole. Reading checks every byte against the manifest before it is used; nothing is ever
 unpickled.
 """
 

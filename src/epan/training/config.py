@@ -24,8 +24,11 @@ __all__ = [
 
 Options = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
 
-# What may differ between a run and its continuation: none of these changes a number.
-OPERATIONAL = ("name", "checkpoint_every", "keep")
+# What may differ between a run and its continuation: none of these changes a number that is finite.
+OPERATIONAL = ("name", "checkpoint_every", "keep", "on_nonfinite")
+
+# Model options with a config key of their own.
+CHOICES = ("kernel", "normalization")
 
 
 def _require(ok: bool, key: str, found: object, allowed: str) -> None:
@@ -51,7 +54,7 @@ class TaskConfig:
     name
         name of the task, as `epan.tasks.names()` lists them.
     options
-        options of that task, such as {"pairs": 8}.
+        options of that task, such as {"symbols": 16}.
     """
 
     name: str = "reverse"
@@ -80,7 +83,9 @@ class ModelConfig:
     normalization: str | dict[str, Scalar] = "adaptive"
 
     def __post_init__(self) -> None:
-        for key in ("kernel", "normalization"):
+        if "vocab_size" in self.options:
+            raise EpanError("'vocab_size' is no model option: it comes from the task", fix="remove it")
+        for key in CHOICES:
             if key in self.options:
                 raise EpanError(f"{key!r} is no model option", fix=f"give it as model.{key}, not model.options.{key}")
             object.__setattr__(self, key, parse_choice(getattr(self, key), f"model.{key}"))
@@ -136,7 +141,7 @@ class EvaluationConfig:
     Parameters
     ----------
     lengths
-        test lengths; none for the lengths of the task.
+        test lengths; none for those lengths of the task that its options allow.
     sequences
         test sequences of every length.
     every
@@ -277,6 +282,6 @@ class RunConfig:
         return build(cls, values)
 
     def hash(self) -> str:
-        """SHA-256 of everything that decides the numbers of the run."""
+        """SHA-256 of everything that decides the numbers of the run, as long as they are finite."""
         content = {key: value for key, value in self.to_dict().items() if key not in OPERATIONAL}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -20,10 +20,9 @@ def greedy_exact_match(model: LanguageModel, batch: Batch) -> torch.Tensor:
     Decoding ends early when every sequence has a mistake.
 
     Greedy decoding is right everywhere exactly when, at every scored position, the arg-max given the *true* tokens
-    before it
-    is right: up to the first mistake both see the same tokens. So this equals exact match of the teacher-forced pass,
-        except
-    where rounding breaks a near tie of two logits differently in cached and uncached arithmetic.
+    before it is right: up to the first mistake both see the same tokens. So this equals exact match of the
+    teacher-forced pass, except where rounding breaks a near tie of two logits differently in cached and uncached
+    arithmetic.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """One optimizer step on accelerate: data, loss, gradient, clipping, update; and what a step that went wrong does.
 
 Several processes would enter here: data is a function of (seed, step, rank), and everything else of a run asks this
-    class.
+class.
 """
 
 from __future__ import annotations
@@ -199,11 +199,14 @@ class Engine:
             message = self._blame(step, loss)
         if scaler is not None:
             scaler.update()
-        fix = "lower optimizer.learning_rate or optimizer.clip, take precision=fp32"
+        # A run goes on with the config that it was started with, apart from a few keys such as on_nonfinite.
+        fix = "start a new run with a lower optimizer.learning_rate or optimizer.clip"
+        if self.config.precision != "fp32":
+            fix += ", or with precision=fp32"
         if self.config.on_nonfinite == "stop" and not overflow:
-            self._stop(message, f"{fix}, or set on_nonfinite=skip")
+            self._stop(message, f"resume with on_nonfinite=skip, or {fix}")
         if self._skips > MOST_SKIPS:
-            self._stop(f"{self._skips} steps in a row were skipped. {message}", f"{fix}, or check the model")
+            self._stop(f"{self._skips} steps in a row were skipped. {message}", f"check the model, or {fix}")
         return message
 
     def _stop(self, message: str, fix: str) -> None:

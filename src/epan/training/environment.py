@@ -15,7 +15,7 @@ import epan
 from epan.tasks import Batch
 from epan.training.config import TaskConfig
 
-__all__ = ["commit", "data_hash", "environment"]
+__all__ = ["commit", "data_hash", "device_name", "environment"]
 
 
 def _processor() -> str:
@@ -28,7 +28,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, the type of any other device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -41,7 +42,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _processor(),
         "threads": torch.get_num_threads(),
-        "device": _device_name(device),
+        "device": device_name(device),
     }
 
 

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
+from epan import tasks
 from epan.errors import EpanError
 from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, wilson_interval
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
 from epan.tasks import Batch, Task
+from epan.training.config import RunConfig
 from epan.training.decoding import greedy_exact_match
+from epan.training.environment import device_name
 from epan.training.progress import EvaluationInfo, Progress
 from epan.training.stream import trim
 
-__all__ = ["GREEDY_LIMIT", "add_support", "evaluate"]
+__all__ = ["GREEDY_LIMIT", "add_support", "evaluate", "lengths_to_test"]
 
 # Sequences of more tokens than this are not decoded one by one unless that is asked for.
 GREEDY_LIMIT = 160
+
+# Training data of more tokens than this are not drawn again only to count which test sequences were among them.
+COUNT_LIMIT = 1 << 22
+
+_PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The test lengths ``given``, or else those of the task that its options allow.
+
+    Raises
+    ------
+    EpanError: one of ``given`` is a length that the task cannot have, or none of the task's own is left.
+    """
+    if given:
+        for length in given:
+            task.check_lengths(length)
+        return tuple(given)
+    longest = math.inf if task.longest is None else task.longest
+    fitting = tuple(length for length in task.test_lengths if task.shortest <= length <= longest)
+    if not fitting:
+        raise EpanError(
+            f"The options of the task {task.name!r} leave none of its test lengths",
+            found=f"test lengths {', '.join(map(str, task.test_lengths))}",
+            fix=f"give test lengths, e.g. evaluation.lengths=[{task.longest or task.shortest}]",
+        )
+    return fitting
 
 
 def evaluate(
@@ -33,6 +64,7 @@ def evaluate(
     batch_tokens: int = 16384,
     split: str = "test",
     stats: bool = True,
+    run: RunConfig | None = None,
     step: int = 0,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -47,6 +79,10 @@ def evaluate(
         ``greedy_exact_match``); ``auto`` is greedy for sequences of at most 160 tokens.
     support_size, density, empty_rows: as ``SupportMeter``, over the memories that grow with the sequence;
         ``per_layer`` has every memory. None and {} with ``stats=False``.
+    overlap: the share of the test sequences, 0 to 1, whose prompts the ``step`` steps of the training ``run`` have
+        shown. It is an expectation (``epan.tasks.expected_overlap``), or counted where a task has none and the training
+        data are few; None where neither is known.
+    seed, split, precision, device: what was tested, and in which arithmetic.
 
     The test sequences are a function of (task, seed, length) alone: ``sequences=100`` tests the first 100 of
     ``sequences=1000``, and ``batch_tokens`` (most tokens of one forward pass) changes nothing but memory. Numbers
@@ -68,6 +104,7 @@ def evaluate(
     training = model.training
     model.eval()
     results: list[dict[str, Any]] = []
+    facts = {"seed": seed, "split": split, "precision": _precision(model), "device": device_name(_device(model))}
     try:
         for length in lengths:
             meter = _LengthMeter(model, stats)
@@ -77,7 +114,8 @@ def evaluate(
                 greedy = decoding == "greedy" or (decoding == "auto" and batch.tokens.shape[1] <= GREEDY_LIMIT)
                 meter.add(batch, greedy)
                 progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, sequences))
-            results.append({"kind": "eval", "step": step, "length": length, **meter.result()})
+            results.append({"kind": "eval", "step": step, "length": length, **meter.result(), **facts})
+            results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
             progress.on_evaluation(EvaluationInfo(step, length, sequences, sequences, results[-1]))
     finally:
         model.train(training)
@@ -107,6 +145,41 @@ def _allowed(model: LanguageModel, name: str, length: int) -> torch.Tensor:
 
 def _device(model: LanguageModel) -> torch.device:
     return next(model.parameters()).device
+
+
+def _precision(model: LanguageModel) -> str:
+    kind = _device(model).type
+    found = next(model.parameters()).dtype
+    if torch.is_autocast_enabled(kind):
+        found = torch.get_autocast_dtype(kind)
+    return _PRECISIONS.get(found, str(found))
+
+
+def _overlap(
+    run: RunConfig | None, step: int, task: Task, length: int, seed: int, sequences: int, split: str
+) -> float | None:
+    # Of the training data themselves some were seen by choice, not by chance.
+    if run is None or split == "train":
+        return None
+    span = run.lengths or task.train_lengths
+    expected = tasks.expected_overlap(task, length, train=step * run.batch, lengths=span)
+    if expected is not None:
+        return expected
+    width = task.sample(seed, 0, 1, max(length, span[1]), split=split).tokens.shape[1]
+    if (step * run.batch + sequences) * width > COUNT_LIMIT:
+        return None
+    counted = tasks.overlap(
+        task,
+        length,
+        seed=run.seed,
+        steps=step,
+        batch=run.batch,
+        lengths=span,
+        test=sequences,
+        test_seed=seed,
+        split=split,
+    )
+    return counted.share
 
 
 def _test_batches(

@@ -13,12 +13,12 @@ import torch
 
 import epan.models
 import epan.tasks
-from epan.errors import EpanError
+from epan.errors import EpanError, unknown_name
 from epan.models import LanguageModel
 from epan.tasks import Task
 from epan.training import checkpoint as checkpoints
-from epan.training.config import RunConfig
-from epan.training.evaluation import evaluate
+from epan.training.config import CHOICES, RunConfig
+from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.progress import Progress
 from epan.training.records import FILE_NAME, RecordWriter
 
@@ -58,6 +58,11 @@ def build_task(config: RunConfig) -> Task:
 def build_model(config: RunConfig, task: Task) -> LanguageModel:
     """The model of a run for the vocabulary of its task; EpanError for an unknown name or config key."""
     model = config.model
+    # The task gives the vocabulary, and kernel and normalization have keys of their own.
+    options = [key for key in epan.models.option_names(model.name) if key not in ("vocab_size", *CHOICES)]
+    for key in model.options:
+        if key not in options:
+            raise unknown_name(f"option of the model {model.name!r}:", key, options)
     chosen = {"kernel": model.kernel, "normalization": model.normalization}
     return epan.models.build(model.name, {"vocab_size": task.vocab_size, **chosen, **model.options})
 
@@ -138,6 +143,7 @@ def evaluate_run(
     checkpoint = checkpoints.load(find_checkpoint(run, step))
     config = RunConfig.from_dict(checkpoint.manifest["config"])
     task, place = build_task(config), find_device(device)
+    tested = lengths_to_test(task, lengths or config.evaluation.lengths)
     model = _restore(checkpoint, place)
     chosen = config.evaluation
     with ExitStack() as stack:
@@ -145,7 +151,7 @@ def evaluate_run(
         writer = stack.enter_context(RecordWriter(folder)) if append and (folder / FILE_NAME).exists() else None
         stack.enter_context(autocast(config.precision, place))
         results = []
-        for length in lengths or chosen.lengths or task.test_lengths:
+        for length in tested:
             results += evaluate(
                 model,
                 task,
@@ -155,6 +161,7 @@ def evaluate_run(
                 decoding=decoding or chosen.decoding,
                 batch_tokens=chosen.batch_tokens if batch_tokens is None else batch_tokens,
                 split=split,
+                run=config,
                 step=checkpoint.step,
                 progress=progress,
             )

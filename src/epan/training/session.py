@@ -18,10 +18,11 @@ from epan.training.config import RunConfig
 from epan.training.engine import Engine
 from epan.training.environment import commit, data_hash, environment
 from epan.training.errors import TrainingError
-from epan.training.evaluation import evaluate
+from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.folder import RunFolder
 from epan.training.interruption import Interruption
 from epan.training.loading import autocast, model_facts
+from epan.training.parsing import differences
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
 
 __all__ = ["Session"]
@@ -127,9 +128,11 @@ class Session:
         chosen = self.config.evaluation
         # A session that resumes at this step leaves out what was tested before it stopped.
         done = [old for old in self.folder.entries if old["kind"] == "eval" and old["step"] == self.step]
-        done = [old for old in done if old["sequences"] == chosen.sequences]
+        wanted = {"sequences": chosen.sequences, "seed": chosen.seed, "split": "test"}
+        done = [old for old in done if wanted.items() <= old.items()]
+        done = [old for old in done if chosen.decoding in ("auto", old["decoding"])]
         self.evaluations = list(done)
-        for length in chosen.lengths or self.task.test_lengths:
+        for length in lengths_to_test(self.task, chosen.lengths):
             if any(old["length"] == length for old in done):
                 continue
             with autocast(self.config.precision, self.device):
@@ -141,6 +144,7 @@ class Session:
                     seed=chosen.seed,
                     decoding=chosen.decoding,
                     batch_tokens=chosen.batch_tokens,
+                    run=self.config,
                     step=self.step,
                     progress=self.progress,
                     should_stop=self.interruption.wanted,
@@ -167,7 +171,9 @@ class Session:
         config, model, path = self.config, self.engine.model, self.folder.path
         where, count = environment(self.device), model.num_parameters()
         if self.folder.state == "started":
-            self._event("resumed", f"resumed from step {self.step}", environment=where, commit=commit())
+            changed = differences(records.header(self.folder.entries, path).get("config", {}), config.to_dict())
+            message = f"resumed from step {self.step}" + "".join(f", {line}" for line in changed)
+            self._event("resumed", message, environment=where, commit=commit())
         else:
             plain = config.to_dict()
             repeat = shlex.join(["epan", "train", "--config", str(path), "--out", f"{path}-again"])

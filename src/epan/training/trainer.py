@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from epan.errors import UnsupportedError
+from epan.tasks import Task
 from epan.training import checkpoint as checkpoints
 from epan.training import records
 from epan.training.config import RunConfig
 from epan.training.engine import own_settings
+from epan.training.evaluation import lengths_to_test
 from epan.training.folder import Resume, RunFolder, open_folder
 from epan.training.interruption import Interruption
 from epan.training.loading import build_model, build_task, find_device
@@ -31,12 +33,17 @@ def check(config: RunConfig) -> None:
         have.
     """
     _device(config)
-    task = build_task(config)
-    task.sample(config.seed, 0, 1, config.lengths or task.train_lengths)
-    for length in config.evaluation.lengths or ():
-        task.sample(config.seed, 0, 1, length)
+    task = _task(config)
     with torch.random.fork_rng(devices=[]):
         build_model(config, task)
+
+
+def _task(config: RunConfig) -> Task:
+    """The task of a run that can train and be tested at the lengths of its config."""
+    task = build_task(config)
+    task.check_lengths(config.lengths or task.train_lengths)
+    lengths_to_test(task, config.evaluation.lengths)
+    return task
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -84,7 +91,7 @@ def train(
         interruption = stack.enter_context(Interruption())
         stack.enter_context(own_settings(config, device))
         torch.manual_seed(config.seed)
-        task = build_task(config)
+        task = _task(config)
         model = build_model(config, task)
         folder = open_folder(config, out, resume)
         if folder.state == "finished":
