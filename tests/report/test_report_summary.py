@@ -214,13 +214,13 @@ def test_test_sequences_that_training_has_shown_are_named(make_run: Any, tmp_pat
     make_run(tmp_path / "a", overlap={16: 0.25, 32: 0.0005, 64: None})
     make_run(tmp_path / "b", seed=1, overlap={16: 0.2, 32: 0.0})
     text = _remarks(tmp_path)
-    assert "Of the test sequences training has shown, by expectation, 25.0% at 1× (16): these" in text
+    assert "By expectation training has shown 25.0% of the test sequences at 1× (16): the answers" in text
 
 
 def test_a_small_or_unknown_overlap_is_no_finding(make_run: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "a", overlap=dict.fromkeys((16, 32, 64, 128), 0.0009))
     make_run(tmp_path / "b", seed=1)
-    assert "training has shown" not in _remarks(tmp_path)
+    assert "By expectation" not in _remarks(tmp_path)
 
 
 def test_shares_are_never_rounded_up_to_all_or_down_to_nothing() -> None:

@@ -21,11 +21,6 @@ from epan.report.tables import headline_markdown, to_csv
 
 __all__ = ["build"]
 
-BANDWIDTH_NOTE = (
-    "The scale β is an inverse squared bandwidth: the support radius of order n is h = √(2n/β), "
-    "so a larger β is a narrower kernel."
-)
-
 
 def build(
     paths: Path | str | Sequence[Path | str], out: Path | str, *, title: str | None = None, command: str | None = None
@@ -134,7 +129,7 @@ def _setting_sections(setting: Setting, stem: str, suffix: str, folder: Path) ->
             f"Bandwidth of each head{suffix}",
             f"{stem}bandwidth",
             memories,
-            BANDWIDTH_NOTE if memories else "No bandwidths have been recorded.",
+            figures_training.bandwidth_note(setting) if memories else "No bandwidths have been recorded.",
         ),
     ]
 

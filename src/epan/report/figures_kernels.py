@@ -19,7 +19,11 @@ TWINS = {
     "triweight": "4/3-entmax",
     "gaussian": "softmax",
 }
-SCORES = tuple(round(2.0 - 0.35 * index, 4) for index in range(16))
+# Below zero, as scores from distances are: the fixed normalization takes no others.
+SCORES = tuple(round(-0.35 * index, 4) for index in range(1, 17))
+
+# More entries of a legend than this would hide the curves.
+MOST_INSIDE = 7
 
 
 def profiles(settings: Sequence[Setting], folder: Path) -> Picture:
@@ -51,7 +55,7 @@ def profiles(settings: Sequence[Setting], folder: Path) -> Picture:
     axes.set_ylim(-0.02, 1.04)
     axes.set_xlabel("distance / support radius, u = d/h")
     axes.set_ylabel("profile φ")
-    legend(axes, 2)
+    legend(axes)
     caption = (
         "With the adaptive normalization each compact kernel is an α-entmax, its twin in the legend. "
         "The Gaussian never reaches zero; it is drawn with the curvature of the biweight."
@@ -98,6 +102,12 @@ def weights(settings: Sequence[Setting], folder: Path) -> tuple[Picture, list[st
     axes.set_xlabel("score z of a key (best key left)")
     axes.set_ylabel("weight")
     axes.set_ylim(bottom=-0.01)
-    axes.legend(loc="upper right", title="keys with weight", title_fontsize=7.8, alignment="left")
-    caption = "Sixteen keys with the same scores. Compact kernels give most of them a weight of exactly zero."
+    if len(said) > MOST_INSIDE:
+        legend(axes)
+    else:
+        axes.legend(loc="upper right", title="keys with weight", title_fontsize=7.8, alignment="left")
+    caption = (
+        f"{len(SCORES)} keys with the same scores for every method. Compact kernels give what is out of their reach a "
+        "weight of exactly zero; the legend counts the keys with weight."
+    )
     return finish(figure, "weights", "Weights on the same scores", caption, "; ".join(said), folder), missing

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from epan.report.draw import Picture, compact, finish, legend, length_axis, line_style, panel, percent_axis
+from epan._text import percent
+from epan.report.draw import (
+    RC,
+    Picture,
+    compact,
+    finish,
+    legend,
+    length_axis,
+    line_style,
+    panel,
+    percent_axis,
+    text_width,
+    value_axis,
+    wrapped,
+)
 from epan.report.look import HEAT, INK
 from epan.report.summary import Setting
 
 __all__ = ["accuracy", "density", "empty_rows", "heat_map", "support"]
+
+# Of the heat map: width of a cell in inches, and of the longest line of a method's name in points.
+CELL, MOST_NAME = 0.8, 150.0
 
 
 def _dodge(index: int, count: int) -> float:
@@ -29,36 +44,42 @@ def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
     lengths, methods = setting.lengths, [method for method in setting.methods if method.lengths()]
     if not lengths or not methods:
         return None
-    left, cell = 1.35, 0.8
-    width = max(4.7, left + cell * len(lengths) + 0.1)
-    figure, axes = panel(width, 0.75 + 0.5 * len(methods))
+    names = [wrapped(method.name, MOST_NAME, RC["font.size"]) for method in methods]
+    heights = [max(0.5, 0.16 * (name.count("\n") + 1) + 0.1) for name in names]
+    tops = [sum(heights[:row]) for row in range(len(methods) + 1)]
+    left = max(text_width(name, RC["font.size"]) for name in names) / 72 + 0.2
+    width = max(4.7, left + CELL * len(lengths) + 0.1)
+    figure, axes = panel(width, 0.75 + tops[-1])
     for row, method in enumerate(methods):
+        top, middle = tops[row], tops[row] + heights[row] / 2
         for column, length in enumerate(lengths):
             value = method.at(length, "exact_match")
             if value is None:
-                axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=INK["muted"][0])
+                axes.text(column + 0.5, middle, "–", ha="center", va="center", color=INK["muted"][0])
                 continue
             level = min(max(value.mean, 0.0), 1.0)
             colour = HEAT[round(level * (len(HEAT) - 1))][0]
-            axes.add_patch(Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, facecolor=colour, linewidth=0))
+            axes.add_patch(
+                Rectangle((column + 0.03, top + 0.02), 0.94, heights[row] - 0.04, facecolor=colour, linewidth=0)
+            )
             ink = INK["on_cell"][0] if level > 0.57 else INK["text"][0]
             seeds = value.count > 1
             axes.text(
                 column + 0.5,
-                row + (0.38 if seeds else 0.5),
-                _percent(level),
+                middle - (0.06 if seeds else 0),
+                percent(level),
                 ha="center",
                 va="center",
                 color=ink,
                 fontsize=9.5,
             )
             if seeds:
-                low, high = _percent(value.low), _percent(value.high)
+                low, high = percent(value.low), percent(value.high)
                 text = "all seeds" if low == high else f"{low}–{high}"
-                axes.text(column + 0.5, row + 0.72, text, ha="center", va="center", color=ink, fontsize=7)
+                axes.text(column + 0.5, middle + 0.11, text, ha="center", va="center", color=ink, fontsize=7)
     axes.set_xlim(0, len(lengths))
-    axes.set_ylim(len(methods), 0)
-    axes.set_yticks([row + 0.5 for row in range(len(methods))], [textwrap.fill(m.name, 20) for m in methods])
+    axes.set_ylim(tops[-1], 0)
+    axes.set_yticks([top + height / 2 for top, height in zip(tops, heights, strict=False)], names)
     axes.set_xticks(
         [column + 0.5 for column in range(len(lengths))],
         [f"{compact(length)}\n{times}" for length, times in zip(lengths, _labels(setting), strict=True)],
@@ -76,18 +97,6 @@ def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
     )
 
 
-def _percent(share: float) -> str:
-    """``100``, ``99.4``, ``41``, ``0.3``: a decimal where it tells something; never rounded up to 100 or down to 0."""
-    value = 100 * share
-    if value in (0.0, 100.0):
-        return f"{value:.0f}"
-    if value > 99.9:
-        return ">99.9"
-    if value < 0.1:
-        return "<0.1"
-    return f"{value:.1f}" if value < 1 or value > 95 else f"{value:.0f}"
-
-
 def _length_label(setting: Setting) -> str:
     if not setting.reference:
         return "test length"
@@ -98,7 +107,7 @@ def _alt(setting: Setting) -> str:
     rows = []
     for method in setting.methods:
         values = [(length, method.at(length, "exact_match")) for length in method.lengths()]
-        rows.append(f"{method.name}: " + ", ".join(f"{v.mean:.0%} at {length}" for length, v in values if v))
+        rows.append(f"{method.name}: " + ", ".join(f"{percent(v.mean)}% at {length}" for length, v in values if v))
     return "Exact match by length. " + "; ".join(rows)
 
 
@@ -125,7 +134,7 @@ def accuracy(setting: Setting, stem: str, folder: Path) -> Picture | None:
     length_axis(axes, setting.lengths, _labels(setting))
     axes.set_xlabel("test length")
     axes.set_ylabel("exact match")
-    legend(axes, len(methods))
+    legend(axes)
     caption = (
         "The same numbers as curves. A bar spans the seeds and the 95% binomial interval of the test sequences, "
         "whichever reaches further; points are set side by side so that equal ones stay visible."
@@ -137,7 +146,6 @@ def _curves(
     setting: Setting, stem: str, folder: Path, field: str, name: str, title: str, ylabel: str, caption: str, share: bool
 ) -> Picture | None:
     figure, axes = panel()
-    drawn, positive = 0, True
     said = []
     for method in setting.methods:
         points = [(length, method.at(length, field)) for length in method.lengths()]
@@ -148,31 +156,22 @@ def _curves(
         means, lows, highs = ([getattr(v, part) for _, v in kept] for part in ("mean", "low", "high"))
         axes.plot(places, means, label=method.name, **line_style(method.look))
         axes.fill_between(places, lows, highs, color=method.look.colour, alpha=0.15, linewidth=0)
-        positive = positive and min(lows) > 0
-        drawn += 1
         said.append(f"{method.name} {means[0]:.3g} to {means[-1]:.3g}")
-    if not drawn:
+    if not said:
         return None
-    if positive:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}%" if share else f"{v:,.4g}"))
-    elif share:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g}%"))
+    value_axis(axes, lambda value: f"{100 * value:.3g}%" if share else f"{value:,.4g}")
     length_axis(axes, setting.lengths, _labels(setting))
     axes.set_xlabel("test length")
     axes.set_ylabel(ylabel)
-    legend(axes, drawn)
+    legend(axes)
     return finish(figure, f"{stem}{name}", title, caption, f"{title}: " + "; ".join(said), folder)
 
 
 def support(setting: Setting, stem: str, folder: Path) -> Picture | None:
     """Mean number of keys with weight per query."""
-    caption = (
-        "Mean number of keys that get weight, per query, at evaluation; the band spans the seeds. "
-        "The Gaussian weighs every key that the mask allows, so it is the upper line."
-    )
+    caption = "Mean number of keys that get weight, per query, at evaluation; the band spans the seeds."
+    if any(method.kernel == "gaussian" and method.normalization == "adaptive" for method in setting.methods):
+        caption += " The Gaussian weighs every key that the mask allows, so it is the upper line."
     return _curves(
         setting,
         stem,

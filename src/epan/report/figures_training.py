@@ -2,114 +2,106 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from epan.report.draw import Picture, finish, legend, line_style, panel, step_axis, value_axis
+from epan.report.look import method_name
+from epan.report.records import Record, number
+from epan.report.summary import Method, Setting
 
-from epan.report.draw import Picture, compact, finish, legend, line_style, panel
-from epan.report.records import Record
-from epan.report.summary import Setting
-
-__all__ = ["bandwidths", "loss", "training_support"]
+__all__ = ["bandwidth_note", "bandwidths", "loss", "training_support"]
 
 BINS = 80
 MOST_MEMORIES = 6
 
 
-def _binned(record: Record, field: str, width: float) -> dict[int, float]:
-    """Mean of ``field`` in each window of ``width`` steps, by the number of the window."""
-    windows: dict[int, list[float]] = {}
-    for line in record.steps:
-        value = line.get(field)
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and value == value
-            and abs(value) != float("inf")
-        ):
-            windows.setdefault(int(line["step"] / width), []).append(float(value))
-    return {window: statistics.fmean(values) for window, values in windows.items()}
+@dataclass(frozen=True)
+class _Curve:
+    """One method over the training steps: mean, lowest and highest seed of every point; logged steps in each point."""
+
+    steps: list[float]
+    means: list[float]
+    lows: list[float]
+    highs: list[float]
+    sizes: list[int]
+
+
+def _parts(steps: Sequence[float]) -> list[Sequence[float]]:
+    """Each step by itself, or ``BINS`` runs of neighbouring steps where there are more."""
+    count = min(len(steps), BINS)
+    cuts = [index * len(steps) // count for index in range(count + 1)] if count else []
+    return [steps[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+
+def _curve(runs: Sequence[Record], field: str) -> _Curve | None:
+    """The mean of ``field`` over ``runs`` where every run that came so far has logged it."""
+    logged = [{line["step"]: v for line in run.steps if (v := number(line.get(field))) is not None} for run in runs]
+    logged = [values for values in logged if values]
+    if not logged:
+        return None
+    every = sorted(set().union(*logged))
+    common = [step for step in every if all(step in values or step > max(values) for values in logged)]
+    parts = _parts(common or every)
+    columns = [
+        [statistics.fmean(kept) for values in logged if (kept := [values[step] for step in part if step in values])]
+        for part in parts
+    ]
+    return _Curve(
+        [statistics.fmean(part) for part in parts],
+        [statistics.fmean(column) for column in columns],
+        [min(column) for column in columns],
+        [max(column) for column in columns],
+        [len(part) for part in parts],
+    )
 
 
 def _over_steps(
-    setting: Setting, field: str, draw: Callable[[Any, list[float], list[float], list[float], list[float], Any], None]
-) -> tuple[Any, Any, int, float]:
+    setting: Setting, field: str, name: str, title: str, ylabel: str, caption: str, folder: Path
+) -> Picture | None:
     figure, axes = panel()
-    last = max((run.last_step for run in setting.runs), default=0)
-    width = max(last / BINS, 1.0)
-    drawn = 0
+    sizes: set[int] = set()
     for method in setting.methods:
-        curves = [curve for curve in (_binned(run, field, width) for run in method.runs) if curve]
-        if not curves:
+        curve = _curve(method.trained(), field)
+        if curve is None:
             continue
-        windows = sorted({window for curve in curves for window in curve})
-        columns = [[curve[window] for curve in curves if window in curve] for window in windows]
-        steps = [(window + 0.5) * width if width > 1 else float(window) for window in windows]
-        draw(
-            axes,
-            steps,
-            [statistics.fmean(c) for c in columns],
-            [min(c) for c in columns],
-            [max(c) for c in columns],
-            method,
-        )
-        drawn += 1
-    axes.set_xlim(left=0)
-    axes.set_xlabel("training step")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    return figure, axes, drawn, width
+        style = {**line_style(method.look), "markevery": max(len(curve.steps) // 6, 1)}
+        axes.plot(curve.steps, curve.means, label=method.name, **style)
+        axes.fill_between(curve.steps, curve.lows, curve.highs, color=method.look.colour, alpha=0.15, linewidth=0)
+        sizes |= set(curve.sizes)
+    if not sizes:
+        return None
+    step_axis(axes)
+    value_axis(axes, lambda value: f"{value:,.4g}")
+    axes.set_ylabel(ylabel)
+    legend(axes)
+    if any(method.seeds > 1 for method in setting.methods):
+        caption += " Line: mean over seeds; band: lowest to highest seed."
+    return finish(figure, name, title, f"{caption} {_point(sizes)}", f"{title} by step for each method", folder)
 
 
-def _band(
-    axes: Any, steps: list[float], means: list[float], lows: list[float], highs: list[float], method: Any
-) -> None:
-    style = {**line_style(method.look), "markevery": max(len(steps) // 6, 1)}
-    axes.plot(steps, means, label=method.name, **style)
-    axes.fill_between(steps, lows, highs, color=method.look.colour, alpha=0.15, linewidth=0)
-
-
-def _plain_logs(axes: Any) -> None:
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-
-
-def _window_text(width: float) -> str:
-    return f"Each point is the mean of {round(width)} steps. " if round(width) > 1 else ""
+def _point(sizes: set[int]) -> str:
+    """What a point is; a logged step holds the value of that step alone."""
+    low, high = min(sizes), max(sizes)
+    if high == 1:
+        return "Each point is one logged step."
+    return f"Each point is the mean of {high if low == high else f'{low} to {high}'} logged steps."
 
 
 def loss(setting: Setting, stem: str, folder: Path) -> Picture | None:
     """Training loss, mean over seeds with their range."""
-    figure, axes, drawn, width = _over_steps(setting, "loss", _band)
-    if not drawn:
-        return None
-    if axes.dataLim.y0 > 0:
-        _plain_logs(axes)
-    axes.set_ylabel("training loss (nats)")
-    legend(axes, drawn)
-    caption = f"{_window_text(width)}Line: mean over seeds; band: lowest to highest seed."
-    return finish(figure, f"{stem}loss", "Training loss", caption, "Training loss by step for each method", folder)
+    caption = "The loss on the training batch of a step."
+    return _over_steps(setting, "loss", f"{stem}loss", "Training loss", "training loss (nats)", caption, folder)
 
 
 def training_support(setting: Setting, stem: str, folder: Path) -> Picture | None:
     """Mean support size on the training batches."""
-    figure, axes, drawn, width = _over_steps(setting, "support", _band)
-    if not drawn:
-        return None
-    if axes.dataLim.y0 > 0:
-        _plain_logs(axes)
-    axes.set_ylabel("keys with weight per query")
-    legend(axes, drawn)
-    caption = f"{_window_text(width)}How sparse attention is while the model learns, on training batches."
-    return finish(
-        figure, f"{stem}training-support", "Support during training", caption, "Support by training step", folder
-    )
+    caption = "How sparse attention is while the model learns, on training batches."
+    name, title = f"{stem}training-support", "Support during training"
+    return _over_steps(setting, "support", name, title, "keys with weight per query", caption, folder)
 
 
 def _choose(memories: list[str]) -> list[str]:
@@ -146,10 +138,9 @@ def bandwidths(setting: Setting, stem: str, folder: Path) -> list[Picture]:
                 if memory in (line.get("values") or {})
             ]
             rows = [(step, heads if isinstance(heads, list) else [heads]) for step, heads in rows]
-            rows = [(step, [float(head) for head in heads]) for step, heads in rows if heads]
-            if not rows:
-                continue
-            for head in range(min(len(heads) for _, heads in rows)):
+            # A value that was not finite is null in the record, and a gap in the line.
+            rows = [(step, [math.nan if (v := number(head)) is None else v for head in heads]) for step, heads in rows]
+            for head in range(min((len(heads) for _, heads in rows), default=0)):
                 style = {**line_style(method.look), "linewidth": 1.1, "marker": "none"}
                 label = method.name if head == 0 else None
                 axes.plot(
@@ -158,15 +149,12 @@ def bandwidths(setting: Setting, stem: str, folder: Path) -> list[Picture]:
             drawn += 1
         if not drawn:
             continue
-        if axes.dataLim.y0 > 0:
-            _plain_logs(axes)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("training step")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        step_axis(axes)
+        value_axis(axes, lambda value: f"{value:,.4g}")
         axes.set_ylabel("scale β")
-        legend(axes, drawn)
+        legend(axes)
         title = _memory_title(memory)
-        caption = "One line per head, first seed of each method."
+        caption = f"One line per head, first seed of each method.{_persistent(memory, kept)}"
         pictures.append(
             finish(
                 figure,
@@ -178,6 +166,54 @@ def bandwidths(setting: Setting, stem: str, folder: Path) -> list[Picture]:
             )
         )
     return pictures
+
+
+def _persistent(memory: str, runs: Sequence[tuple[Method, Record]]) -> str:
+    """Which kernels a persistent memory has: its own, not those that the colours stand for."""
+    if not memory.endswith("persistent"):
+        return ""
+    colours = " Colours stand for the method of the contextual memory"
+    kinds = {method.name: _persistent_method(run) for method, run in runs}
+    different = sorted({kind for kind in kinds.values() if kind is not None})
+    if None in kinds.values() or not different:
+        return f"{colours}; which kernel the persistent memory has is not recorded."
+    if all(kinds[method.name] == method_name(method.kernel, method.normalization) for method, _ in runs):
+        return ""
+    if len(different) == 1:
+        return f"{colours}; the persistent memory is {different[0]} in every run."
+    return f"{colours}; the persistent memory is {', '.join(f'{kinds[name]} with {name}' for name in kinds)}."
+
+
+def _persistent_method(run: Record) -> str | None:
+    model = run.run.get("model")
+    if not isinstance(model, Mapping) or model.get("persistent_kernel") is None:
+        return None
+    return method_name(model["persistent_kernel"], model.get("persistent_normalization") or "adaptive")
+
+
+# How far the support reaches under each normalization, d being the distance of the nearest key.
+_REACH = {
+    "fixed": "fixed: up to h = √(2n/β), the same for every query",
+    "anchored": "anchored: up to h = √(d² + 2n/β)",
+    "adaptive": "adaptive: as far as makes the weights sum to one, which is never beyond √(d² + 2n/β)",
+    "nearest": "nearest: up to the k-th key, whatever β is",
+}
+
+
+def bandwidth_note(setting: Setting) -> str:
+    """What the scale means for the rules of this setting."""
+    used = [method.normalization for method in setting.methods]
+    for run in setting.runs:
+        model = run.run.get("model")
+        used.append(model.get("persistent_normalization") if isinstance(model, Mapping) else None)
+    names = {str(rule.get("name")) if isinstance(rule, Mapping) else str(rule) for rule in used}
+    reach = "; ".join(text for rule, text in _REACH.items() if rule in names)
+    where = "; d is the distance of the nearest key" if "d²" in reach else ""
+    return (
+        "The scale β is an inverse squared length: a larger β is a narrower kernel. "
+        + (f"Support of order n, for keys of one norm or scores from distances – {reach}{where}. " if reach else "")
+        + "The Gaussian has no edge; its standard deviation is 1/√β."
+    )
 
 
 def _memory_title(memory: str) -> str:

@@ -176,12 +176,11 @@ def _names(setting: Setting, lengths: Sequence[int]) -> str:
 def _overlap(setting: Setting) -> list[str]:
     """Test sequences that training has shown: a right answer to these may be remembered."""
     shares = [(length, share) for length in setting.lengths if (share := setting.overlap(length)) is not None]
-    seen = [f"{_percent(share)} at {_name(setting, length)}" for length, share in shares if share > OVERLAP]
+    seen = [(length, share) for length, share in shares if share > OVERLAP]
     if not seen:
         return []
-    return [
-        f"Of the test sequences training has shown, by expectation, {listing(seen)}: these may have been remembered."
-    ]
+    parts = [f"{_percent(share)} of the test sequences at {_name(setting, length)}" for length, share in seen]
+    return [f"By expectation training has shown {listing(parts)}: the answers to these may have been remembered."]
 
 
 def _sparsity(setting: Setting) -> list[str]:
