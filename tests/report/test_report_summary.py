@@ -202,11 +202,14 @@ def test_runs_that_differ_in_their_test_alone_are_one_method(make_run: Any, tmp_
 
 
 def test_unequal_tests_are_pointed_out(make_run: Any, tmp_path: Path) -> None:
-    make_run(tmp_path / "a", kernel="gaussian", evaluation={"seed": 0, "split": "test", "device": "cpu"})
-    make_run(tmp_path / "b", evaluation={"seed": 7, "split": "validation", "device": "cuda"})
+    make_run(
+        tmp_path / "a", kernel="gaussian", evaluation={"seed": 0, "split": "test", "device": "cpu", "precision": "fp32"}
+    )
+    make_run(tmp_path / "b", evaluation={"seed": 7, "split": "validation", "device": "cuda", "precision": "bf16"})
     text = _remarks(tmp_path)
     assert "different seeds of the test sequences: 0 and 7." in text
     assert "different devices: cpu and cuda." in text
+    assert "different precisions: bf16 and fp32." in text
     assert "their sequences are of the split validation." in text
 
 
@@ -214,13 +217,13 @@ def test_test_sequences_that_training_has_shown_are_named(make_run: Any, tmp_pat
     make_run(tmp_path / "a", overlap={16: 0.25, 32: 0.0005, 64: None})
     make_run(tmp_path / "b", seed=1, overlap={16: 0.2, 32: 0.0})
     text = _remarks(tmp_path)
-    assert "By expectation training has shown 25.0% of the test sequences at 1× (16): the answers" in text
+    assert "About 25.0% of the test sequences at 1× (16) also occur in training: the answers" in text
 
 
 def test_a_small_or_unknown_overlap_is_no_finding(make_run: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "a", overlap=dict.fromkeys((16, 32, 64, 128), 0.0009))
     make_run(tmp_path / "b", seed=1)
-    assert "By expectation" not in _remarks(tmp_path)
+    assert "also occur in training" not in _remarks(tmp_path)
 
 
 def test_shares_are_never_rounded_up_to_all_or_down_to_nothing() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from epan._text import duration, percent
 from epan.errors import EpanError
 
 __all__ = [
@@ -68,21 +69,11 @@ def share(value: Any) -> str:
     """``0.984`` → ``98.4%``; never rounded up to 100 % or down to 0 %."""
     if not isinstance(value, int | float):
         return "-"
-    percent = 100 * value
-    return f"{percent:.0f}%" if percent in (0.0, 100.0) else f"{min(max(percent, 0.1), 99.9):.1f}%"
+    return f"{percent(value)}%"
 
 
 def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}g}" if isinstance(value, int | float) else "-"
-
-
-def duration(seconds: float) -> str:
-    """``75`` → ``1:15``, ``4000`` → ``1:06:40``."""
-    if not 0 <= seconds < float("inf"):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def notes(

@@ -68,7 +68,7 @@ def _tests(setting: Setting) -> list[str]:
     decodings = _values(lines, "decoding")
     if len(decodings) > 1:
         said.append(f"Lengths were evaluated in different ways: {listing(decodings)}.")
-    for key, what in (("seed", "seeds of the test sequences"), ("device", "devices")):
+    for key, what in (("seed", "seeds of the test sequences"), ("device", "devices"), ("precision", "precisions")):
         values = _values(lines, key)
         if len(values) > 1:
             said.append(f"The evaluations used different {what}: {listing(values)}.")

@@ -180,7 +180,7 @@ def _overlap(setting: Setting) -> list[str]:
     if not seen:
         return []
     parts = [f"{_percent(share)} of the test sequences at {_name(setting, length)}" for length, share in seen]
-    return [f"By expectation training has shown {listing(parts)}: the answers to these may have been remembered."]
+    return [f"About {listing(parts)} also occur in training: the answers to these may have been remembered."]
 
 
 def _sparsity(setting: Setting) -> list[str]:
