@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
 
-from epan.testing import catalogue, conformance, inputs
+import epan
+from epan.testing import catalogue, conformance, inputs, tolerance
 from epan.testing.execution import Attention, backend
 from epan.testing.inputs import Case
 
@@ -129,6 +131,45 @@ def test_long_causal_rows_leave_no_trace(kind: Case, name: str) -> None:
     case = kind.but(batch=1, heads=1, q_len=200, k_len=200, is_causal=True, dtype=torch.float32)
     for spread in (0.01, 1.0, 4.0):
         conformance.hidden_keys_leave_no_trace(backend(name), case.but(spread=spread), positions=(63, 64, 150, 199))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rule", "scale"),
+    [
+        (epan.Polynomial(7.5), "adaptive", 1.0),
+        (epan.Polynomial(40.0), "adaptive", 1.0),
+        ("epanechnikov", "adaptive", 8.0),
+        ("epanechnikov", "anchored", 2.0),
+    ],
+    ids=str,
+)
+def test_tiles_left_out_leave_no_trace(kernel: str | epan.Kernel, rule: str, scale: float) -> None:
+    """Beyond a thousand keys the tiled backend leaves out tiles; which ones is decided by all queries of a block."""
+    length = 3000
+    call = functools.partial(
+        epan.attention, is_causal=True, kernel=kernel, normalization=rule, scale=scale, backend="tiled"
+    )
+    q, k, v = torch.randn(3, 1, 2, length, 16)
+    clean = call(q, k, v)
+    for token in (1600, 2013, 2500, 2700, 2990):
+        other = [x.clone() for x in (q, k, v)]
+        for x in other:
+            x[:, :, token:] = torch.randn(1, 2, length - token, 16) * 3
+        tolerance.assert_equal_bits(call(*other)[:, :, :token], clean[:, :, :token], f"outputs before token {token}")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nearest_neighbours_at_equal_distance_share(name: str) -> None:
+    """Squared distances 3, 4, 6, 4, 4: three keys share the second place at any scale, also one that rounds."""
+    q = torch.tensor([[[[1.0, 0, -1, 1]]]], dtype=torch.float64)
+    k = torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [1, 0, -1, -1], [0, 1, 0, 0]], dtype=torch.float64)
+    v = torch.eye(5, dtype=torch.float64)[None, None]
+    out = epan.attention(
+        q, k[None, None], v, kernel="uniform", normalization=epan.Nearest(2), similarity="euclidean", scale=0.3,
+        backend=name,
+    )  # fmt: skip
+    expected = torch.tensor([1 / 2, 1 / 6, 0, 1 / 6, 1 / 6], dtype=torch.float64)
+    tolerance.assert_within(out.flatten(), expected, band=tolerance.EXACT)
 
 
 def test_combinations_are_intersections_and_sums() -> None:

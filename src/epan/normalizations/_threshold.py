@@ -16,6 +16,7 @@ Source: Peters et al. 1905.05702, section 3 (the threshold equation); the n-norm
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,29 @@ COMPACT_BELOW = 0.6
 GROUP = 32
 # Rows of candidates are padded to a multiple of this, so that sums take their terms in one order whatever the padding.
 PADDING = 64
+# Tensors of so few elements are never split among threads.
+SERIAL_ELEMENTS = 1 << 14
 _MAX_STEPS = 60
 
 
 def level_is_log(order: float | Tensor) -> bool:
     """True if the level is the shift s of the log form, false if it is the height c."""
     return isinstance(order, Tensor) or order > 16.0
+
+
+def _alike(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function`` of each number, always by full vectors on a CPU.
+
+    Numbers that are left over at the end of a thread's part are worked on one by one, and for powers, exponentials and
+    logarithms that gives another last digit. Where in a tensor a row lies depends on the other rows.
+    """
+    if x.device.type != "cpu":
+        return function(x)
+    count = x.numel()
+    flat = torch.nn.functional.pad(x.reshape(-1), (0, -count % PADDING), value=1.0)
+    # So small that no part is split among threads.
+    parts = [function(part) for part in flat.split(SERIAL_ELEMENTS)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:count].view(x.shape)
 
 
 def _height_step(x: Tensor, c: Tensor, n: float) -> tuple[Tensor, Tensor]:
@@ -51,20 +69,20 @@ def _height_step(x: Tensor, c: Tensor, n: float) -> tuple[Tensor, Tensor]:
         slope = base.sum(-1, keepdim=True)
         f = base.square_().sum(-1, keepdim=True)
         return f, (f - f.sqrt()) / slope
-    lower = base * base if n == 3.0 else torch.where(base > 0, base.pow(n - 1.0), base)
+    lower = base * base if n == 3.0 else torch.where(base > 0, _alike(lambda b: b.pow(n - 1.0), base), base)
     slope = lower.sum(-1, keepdim=True)
     f = lower.mul_(base).sum(-1, keepdim=True)
-    return f, (f - f.pow(1.0 - 1.0 / n)) / slope
+    return f, (f - _alike(lambda g: g.pow(1.0 - 1.0 / n), f)) / slope
 
 
 def _log_step(x: Tensor, s: Tensor, n: float | Tensor) -> tuple[Tensor, Tensor]:
     """Σw at shift s, and the Newton step of f^{1/n} towards f = 1."""
     ratio = ((x - s) / n).clamp_(min=-1.0)
-    log = torch.log1p(ratio)
-    f = torch.exp(n * log).sum(-1, keepdim=True)
+    log = _alike(torch.log1p, ratio)
+    f = _alike(torch.exp, n * log).sum(-1, keepdim=True)
     # At ratio = −1 the exponent of order 1 would be 0·(−inf).
-    slope = torch.where(ratio > -1.0, torch.exp((n - 1.0) * log), ratio + 1.0).sum(-1, keepdim=True)
-    return f, -n * f * torch.expm1(-torch.log(f) / n) / slope
+    slope = torch.where(ratio > -1.0, _alike(torch.exp, (n - 1.0) * log), ratio + 1.0).sum(-1, keepdim=True)
+    return f, -n * f * _alike(torch.expm1, -_alike(torch.log, f) / n) / slope
 
 
 def _unit(x: Tensor, n: float | Tensor) -> Tensor:
@@ -248,7 +266,7 @@ def _weights(x: Tensor, n: float, start: Tensor | None, with_support: bool) -> t
     level = _newton(x, n, start)
     if level_is_log(n):
         inside = torch.sign((x - level + n).relu_()) if with_support else None
-        weights = torch.exp(n * torch.log1p(((x - level) / n).clamp_(min=-1.0)))
+        weights = _alike(torch.exp, n * _alike(torch.log1p, ((x - level) / n).clamp_(min=-1.0)))
     else:
         base = (level + x).relu_()
         inside = torch.sign(base) if with_support else None
@@ -259,7 +277,7 @@ def _weights(x: Tensor, n: float, start: Tensor | None, with_support: bool) -> t
         elif n == 3.0:
             weights = base * base * base
         else:
-            weights = base.pow_(n)
+            weights = _alike(lambda b: b.pow(n), base)
     total = weights.sum(-1, keepdim=True)
     weights /= torch.where(total == 0, 1.0, total)
     # A float sum of signs is much quicker than a sum of booleans, and exact up to 2^24 keys.

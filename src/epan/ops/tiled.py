@@ -30,9 +30,11 @@ PANEL_ELEMENTS = 1 << 20
 MAX_ROWS = 128
 # Above this share of active tiles, gathering them costs more than it saves.
 GATHER_BELOW = 0.7
-# Leaving tiles out regroups the sums of a product. Up to this many keys, none is left out, so that no bit of an output
-# depends on another query of the block; there is little to gain there.
+# Up to this many keys no tile is left out; there is little to gain there.
 GATHER_ABOVE = 1024
+# Beyond, the values are summed up in groups of so many keys, one group after the other. Leaving out a group without
+# weight then changes no bit: what a later query sees must not change an earlier one of its block, not even by rounding.
+GROUP_KEYS = 256
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,16 @@ class _Pass:
         # Scaling the queries, in the working precision, spares a pass over the scores. Two more columns make the product
         # the euclidean score: β(q·k − ‖q‖²/2 − ‖k‖²/2).
         self.q_scaled, self.k_full = self.q * self.scale, self.k
+        q_plain = self.q
         if call.euclidean:
             norm_q, norm_k = (self.q * self.q).sum(-1, keepdim=True) / 2, (self.k * self.k).sum(-1, keepdim=True) / 2
             # A masked key may be huge: an infinite norm times its zero gradient would be NaN.
             norm_k = norm_k.clamp(max=torch.finfo(self.dtype).max)
-            scale_column = self.scale.expand(norm_q.shape)
-            self.q_scaled = torch.cat((self.q_scaled, -norm_q * scale_column, -scale_column), -1)
+            q_plain = torch.cat((self.q, -norm_q, -torch.ones_like(norm_q)), -1)
+            self.q_scaled = torch.cat((self.q_scaled, q_plain[..., -2:] * self.scale), -1)
             self.k_full = torch.cat((self.k, torch.ones_like(norm_k), norm_k), -1)
+        # A rule that compares scores with each other must not see ties broken by the rounding of scaled queries.
+        self.q_plain = None if call.normalization.is_local else q_plain
         packing = call.masking.packing
         self.bounds = None if packing is None else (packing.cu_q.tolist(), packing.cu_k.tolist())
         self.segments = None if packing is None else packing.segments(call.masking.q_len, call.masking.k_len)
@@ -158,7 +163,11 @@ class _Pass:
         self, block: _Block, columns: slice | Tensor, want_clamped: bool = False
     ) -> tuple[Tensor, Tensor | None, Kernel, Tensor | None]:
         """(scores, allowed, kernel, and if wanted where the clamp at distance zero acted) of a block against some keys."""
-        scores = block.of(self.q_scaled) @ _take(block.of(self.k_full, rows=False), columns).transpose(-2, -1)
+        keys = _take(block.of(self.k_full, rows=False), columns).transpose(-2, -1)
+        if self.q_plain is None:
+            scores = block.of(self.q_scaled) @ keys
+        else:
+            scores = (block.of(self.q_plain) @ keys) * block.of(self.scale)
         clamped = None
         if self.call.euclidean:
             clamped = scores > 0 if want_clamped else None
@@ -231,17 +240,34 @@ def _forward(work: _Pass, with_stats: bool) -> tuple[Tensor, ...]:
                 block.of(whole).copy_(part)
         tiles = _active_tiles(weights, search=_is_compact(kernel, call.normalization))
         block.of(active, rows=False)[:, :, block.row_block, start // KEY_TILE :][..., : tiles.shape[-1]] = tiles
-        columns = _active_columns(tiles, start, stop)
         if call.dropout_p > 0:
             weights = weights * _dropout_factor(call, block, weights.shape, weights.device, weights.dtype)
-        if not isinstance(columns, slice):
-            weights = weights.index_select(-1, columns - start)
-        block.of(out).copy_(weights @ _take(block.of(work.v, rows=False), columns))
+        _add_values(block.of(out), weights, block.of(work.v, rows=False)[:, :, start:stop], tiles)
     if work.bad_q is not None or work.bad_k is not None:
         out.masked_fill_(bad.unsqueeze(-1), math.nan)
         threshold.masked_fill_(bad, math.nan)
         partition.masked_fill_(bad, math.nan)
     return out, reference, level, divisor, threshold, support, partition, active, bad
+
+
+def _add_values(out: Tensor, weights: Tensor, values: Tensor, tiles: Tensor) -> None:
+    """out += weights @ values in an order of summation that does not depend on which tiles carry weight; out is zero."""
+    keys = weights.shape[-1]
+    if keys <= GATHER_ABOVE:
+        out.copy_(weights @ values)
+        return
+    count, per_group = keys // GROUP_KEYS, GROUP_KEYS // KEY_TILE
+    whole = count * GROUP_KEYS
+    used = tiles[..., : count * per_group].unflatten(-1, (count, per_group)).any(-1).flatten(0, 1).any(0)
+    by_group = weights[..., :whole].unflatten(-1, (count, GROUP_KEYS)).transpose(-3, -2)
+    values_by_group = values[:, :, :whole].unflatten(2, (count, GROUP_KEYS))
+    if float(used.float().mean()) <= GATHER_BELOW:
+        index = used.nonzero().squeeze(-1)
+        by_group, values_by_group = by_group.index_select(2, index), values_by_group.index_select(2, index)
+    for part in (by_group @ values_by_group).unbind(2):
+        out += part
+    if whole < keys:
+        out += weights[..., whole:] @ values[:, :, whole:]
 
 
 def _bitmap_shape(batch: int, heads: int, q_len: int, k_len: int) -> tuple[int, int, int, int]:
