@@ -159,7 +159,6 @@ def _device() -> bool:
     except Exception as error:
         print(f"  torch     cannot be imported ({type(error).__name__}: {error}): pip install torch")
         return False
-    from epan import kernels, normalizations
     from epan.ops.attention import choose_backend
 
     if torch.cuda.is_available():
@@ -170,9 +169,7 @@ def _device() -> bool:
         device = f"cpu, {torch.get_num_threads()} threads"
     print(f"  torch     {torch.__version__}")
     print(f"  device    {device}")
-    backend, reason = choose_backend(
-        kernels.get("biweight"), normalizations.get("adaptive"), 1024, 1024, torch.device(device.partition(",")[0])
-    )
+    backend, reason = choose_backend()
     print(f'  backend   "auto" takes {backend}: {reason}')
     return True
 

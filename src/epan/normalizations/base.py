@@ -56,7 +56,7 @@ class Normalization(ABC):
 
     A subclass is one file: a frozen dataclass with ``name``, :meth:`check` and :meth:`weights`, which is the definition.
     The streaming methods have defaults that are correct for any rule; a rule that overrides :meth:`solve`,
-    :meth:`apply` and :meth:`gradient` and sets ``is_local`` lets the tiled backend skip keys without weight.
+    :meth:`apply` and :meth:`differentiate` and sets ``is_local`` lets the tiled backend skip keys without weight.
     """
 
     name: ClassVar[str]

@@ -260,9 +260,7 @@ def attention_varlen(
     return (out, Stats(*(field.squeeze(0).transpose(0, 1) for field in stats))) if return_stats else out
 
 
-def choose_backend(
-    kernel: Kernel, normalization: Normalization, q_len: int, k_len: int, device: torch.device
-) -> tuple[str, str]:
+def choose_backend() -> tuple[str, str]:
     """(backend, reason) that "auto" takes."""
     if is_traced() and not torch.compiler.is_compiling():
         return "eager", "a functorch transform, forward-mode differentiation or an export is active"
@@ -290,7 +288,7 @@ def _dispatch(
     if isinstance(kernel.order, Tensor):
         _broadcasts(kernel.order, (*query.shape[:3], 1), "The order of Polynomial")
     if backend == "auto":
-        backend, reason = choose_backend(kernel, rule, masking.q_len, masking.k_len, query.device)
+        backend, reason = choose_backend()
         _announce(backend, reason)
     elif backend == "tiled" and is_traced() and not torch.compiler.is_compiling():
         raise UnsupportedError(
