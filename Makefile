@@ -16,9 +16,10 @@ ARGS ?=
 PY := $(VENV)/bin/python
 PIP := "$(PY)" -m pip --disable-pip-version-check
 METADATA := pyproject.toml src/epan/_version.py
+WHICH_PYTHON := import os, platform, sys; print("Python", platform.python_version(), "in", os.path.realpath(sys.base_prefix))
 COUNT_CORES := import os; n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(); print(min(n or 1, 8))
 
-.PHONY: help demo test check lint types contracts format env clean distclean FORCE
+.PHONY: help demo test check lint types contracts format env clean distclean same-python FORCE
 
 help: ## show this list
 	@echo "usage: make TARGET [VARIABLE=value]"
@@ -63,6 +64,21 @@ clean: ## remove caches and build outputs (not the environment, not runs/)
 
 distclean: clean ## remove the environment too
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; echo "removed $(VENV)"; fi
+
+# An environment keeps the interpreter that it was made with: asking for another one is not passed over in silence.
+ifneq ($(strip $(PYTHON)),)
+$(VENV)/.torch: | same-python
+endif
+
+same-python:
+	@if [ -x "$(PY)" ]; then \
+	    asked=$$(sh scripts/find_python.sh "$(PYTHON)") || exit 1; \
+	    if [ "$$("$$asked" -c '$(WHICH_PYTHON)')" != "$$("$(PY)" -c '$(WHICH_PYTHON)')" ]; then \
+	        echo "epan: $(VENV) was made with $$("$(PY)" -c '$(WHICH_PYTHON)'), not with PYTHON=$(PYTHON)." >&2; \
+	        echo "Run 'make distclean' first to remove it, or name another environment beside it, such as VENV=.venv-2." >&2; \
+	        exit 1; \
+	    fi; \
+	fi
 
 # PyTorch comes first and alone, so that its version and its wheel index are a choice and not an accident.
 # A later call keeps what is installed, unless it asks in so many words for another one.

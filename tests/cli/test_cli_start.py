@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -114,3 +115,42 @@ def test_a_closed_pipe_is_no_error() -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert result.returncode == 0
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes a pipe of POSIX")
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--keys"], ["demo", "--quick", "--out", "out"]])
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    own, other = os.pipe()
+    os.close(own)
+    command = [sys.executable, "-m", "epan", *arguments]
+    result = subprocess.run(command, stdout=other, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=120)
+    os.close(other)
+    assert result.returncode == 0
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("eval", "The run folder, or one of its checkpoint folders"),
+        ("report", "Run folders, or folders of run folders"),
+    ],
+)
+def test_positional_arguments_have_a_help(command: str, words: str, epan: Any) -> None:
+    assert words in " ".join(epan(command, "--help").stdout.split())
+
+
+def test_the_keys_that_set_takes_are_listed_and_taken(epan: Any) -> None:
+    from epan.training import RunConfig, override
+
+    result = epan("train", "--keys", "--task", "mqar", "--model", "transformer", "--steps", "7")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    values = {row[0]: row[1] for row in rows}
+    assert values["steps"] == "7"
+    assert values["optimizer.clip"] == "1.0"
+    assert values["task.options.words"] == "1024"
+    assert values["model.options.feed_forward"] == "swiglu"
+    assert all(len(row) > 3 for row in rows)
+    config = override(RunConfig(), [f"{key}={value}" for key, value in values.items() if key != "optimizer.betas"])
+    assert (config.steps, config.task.name, config.model.name) == (7, "mqar", "transformer")

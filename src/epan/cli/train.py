@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from epan.cli.output import lengths
+from epan.cli.wording import in_options
 from epan.errors import EpanError
 
 if TYPE_CHECKING:
@@ -48,9 +49,17 @@ class TrainOptions:
     set: Annotated[
         tuple[str, ...],
         Parameter(
-            group=WHAT, negative="", help="Any other key of the config, such as task.options.symbols=16 (repeatable)."
+            group=WHAT,
+            negative="",
+            help="Any key of the config, such as task.options.symbols=16 (repeatable; --keys lists them).",
         ),
     ] = ()
+    keys: Annotated[
+        bool,
+        Parameter(
+            group=WHAT, negative="", help="List the keys that --set takes, with their values here; train nothing."
+        ),
+    ] = False
     steps: Annotated[int | None, Parameter(group=HOW, help="Optimizer steps (default 1000).")] = None
     seed: Annotated[int | None, Parameter(group=HOW, help="Seed of weights, data and dropout (default 0).")] = None
     batch: Annotated[int | None, Parameter(group=HOW, help="Sequences of one step (default 64).")] = None
@@ -132,12 +141,15 @@ def train(*, options: TrainOptions | None = None) -> int:
     """
     options = options or TrainOptions()
     config = configure(options)
+    if options.keys:
+        return _show_keys(config)
     if options.resume and options.out is None:
         raise EpanError("--resume needs the run to go on with", fix="add --out RUN")
     from epan import training
     from epan.cli import progress
 
-    training.check(config)
+    with in_options():
+        training.check(config)
     shown = progress.for_run(config)
     out = options.out or Path("runs") / config.label
     command = None if options.resume else shlex.join(["epan", *sys.argv[1:]])
@@ -148,3 +160,14 @@ def train(*, options: TrainOptions | None = None) -> int:
     finally:
         shown.close()
     return progress.finish(result)
+
+
+def _show_keys(config: RunConfig) -> int:
+    from epan.cli.keys import list_keys
+
+    with in_options():
+        rows = list_keys(config)
+    wide, value_wide = (max(len(row[place]) for row in rows) for place in (0, 1))
+    for key, value, meaning in rows:
+        print(f"{key:<{wide}}  {value:<{value_wide}}  {meaning}")
+    return 0
