@@ -9,10 +9,11 @@ import pytest
 
 from epan._text import percent
 from epan.report.caveats import missing
+from epan.report.configs import differences
 from epan.report.findings import remarks
 from epan.report.look import looks, method_name
 from epan.report.records import find
-from epan.report.summary import differences, spread, summarise
+from epan.report.summary import spread, summarise
 
 
 def test_seeds_are_joined_and_methods_stay_in_order(make_sweep: Any, tmp_path: Path) -> None:
@@ -192,12 +193,14 @@ def test_of_the_runs_of_one_seed_the_larger_test_counts(make_run: Any, tmp_path:
 
 
 def test_runs_that_differ_in_their_test_alone_are_one_method(make_run: Any, tmp_path: Path) -> None:
-    make_run(tmp_path / "a", training={"evaluation": {"lengths": [16, 32], "sequences": 500}})
-    make_run(tmp_path / "b", seed=1, training={"evaluation": {"lengths": None, "sequences": 40}}, sequences=40)
+    make_run(tmp_path / "a", training={"evaluation": {"lengths": [16, 32], "sequences": 500, "seed": 0}})
+    make_run(
+        tmp_path / "b", seed=1, training={"evaluation": {"lengths": None, "sequences": 40, "seed": 3}}, sequences=40
+    )
     (method,) = summarise(find(tmp_path)).settings[0].methods
     assert (method.name, method.seeds) == ("Biweight", 2)
     text = _remarks(tmp_path)
-    assert "not set up to be tested alike: evaluation.lengths, evaluation.sequences" in text
+    assert "not set up to be tested alike: evaluation.lengths, evaluation.seed, evaluation.sequences" in text
     assert "differ in more than the method" not in text
 
 

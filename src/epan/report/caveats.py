@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from epan._text import listing
+from epan.report.configs import differences, is_method_key, is_test_key
 from epan.report.records import Record
-from epan.report.summary import Setting, differences, is_method_key, is_test_key
+from epan.report.summary import Setting
 
 __all__ = ["caveats", "missing"]
 

@@ -28,6 +28,8 @@ __all__ = ["accuracy", "density", "empty_rows", "heat_map", "support"]
 
 # Of the heat map: width of a cell in inches, and of the longest line of a method's name in points.
 CELL, MOST_NAME = 0.8, 150.0
+# A heat map of more inches than this takes a row of the page for itself, or its text would become too small.
+WIDE = 6.5
 
 
 def _dodge(index: int, count: int) -> float:
@@ -92,9 +94,7 @@ def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
     caption = (
         "Share of test sequences whose whole target is right: mean over seeds, below it the lowest and highest seed."
     )
-    return finish(
-        figure, f"{stem}heat-map", "Length generalisation", caption, _alt(setting), folder, wide=len(lengths) > 6
-    )
+    return finish(figure, f"{stem}heat-map", "Length generalisation", caption, _alt(setting), folder, wide=width > WIDE)
 
 
 def _length_label(setting: Setting) -> str:

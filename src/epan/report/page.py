@@ -10,10 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 from epan._text import duration, percent
+from epan.report.configs import differences, flatten, trained_lengths
 from epan.report.draw import Picture, compact
 from epan.report.findings import OVERLAP, remarks
 from epan.report.records import Record, number
-from epan.report.summary import Setting, Summary, differences, flatten, trained_lengths
+from epan.report.summary import Setting, Summary
 from epan.report.tables import MOST_LENGTHS, headline_html
 
 __all__ = ["Section", "render"]
@@ -150,7 +151,7 @@ def _configuration(records: Sequence[Record]) -> str:
             cells = "".join(f"<td>{escape(_text(values[index]))}</td>" for values in varying.values())
             rows.append(f"<tr><th scope='row'>{escape(record.name)}</th>{cells}</tr>")
         table = f"<thead><tr><th scope='col'>run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-        parts.append(f'<div class="card scroll"><table>{table}</table></div>')
+        parts.append(f'<div class="card scroll"><table class="runs">{table}</table></div>')
     else:
         parts.append("<p>All runs have the same configuration apart from their seeds.</p>")
     parts.append(f'<details class="card"><summary>What all runs share</summary>{_pairs_table(common)}</details>')
