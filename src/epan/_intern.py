@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["intern", "lookup"]
+from .errors import EpanError
+
+__all__ = ["intern", "lookup", "restore"]
 
 _OBJECTS: list[object] = []
 _HANDLES: dict[object, int] = {}
@@ -24,4 +26,18 @@ def intern(thing: object) -> int:
 
 def lookup(handle: int) -> object:
     """The object that ``handle`` stands for."""
+    if handle >= len(_OBJECTS):
+        # What torch.compile builds while tracing comes into being only after the operators have run.
+        raise EpanError(
+            "A kernel or normalization was made inside a compiled function",
+            fix="make it outside and let the function use it",
+        )
     return _OBJECTS[handle]
+
+
+def restore(thing: object, state: dict[str, object]) -> None:
+    """Gives ``thing`` the state of a copy or a pickle; a handle holds in one process only and is made anew."""
+    for name, value in state.items():
+        object.__setattr__(thing, name, value)
+    if state.get("handle", -1) != -1:
+        object.__setattr__(thing, "handle", intern(thing))

@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_plain", "is_traced"]
+__all__ = ["is_plain", "is_traced", "is_transformed"]
+
+# Modes in which tensors hold no numbers or every step is recorded; others, such as counters of operations, only watch.
+_INFRA_MODES = ("FAKE", "PROXY", "FUNCTIONAL")
+
+
+def is_transformed() -> bool:
+    """True under a functorch transform (vmap, jvp, grad, …) and under forward-mode differentiation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_traced() -> bool:
     """True under torch.compile, torch.export, fake tensors, functorch transforms and forward-mode differentiation."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed():
         return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    return forward_ad._current_level >= 0
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(getattr(keys, name)) is not None for name in _INFRA_MODES)
 
 
 def is_plain(*tensors: torch.Tensor | None) -> bool:

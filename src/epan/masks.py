@@ -124,7 +124,8 @@ class Masking:
                 start = max(start, first + shift - self.left)
             if self.right is not None:
                 stop = min(stop, last + shift + self.right + 1)
-        return start, max(start, stop)
+        # Empty if the window ends before it starts, and never beyond the last key.
+        return min(start, max(0, stop)), max(0, stop)
 
     def _evaluate(
         self,
@@ -190,11 +191,15 @@ def combine_window(
     right: int | None = None
     if window is not None:
         if not isinstance(window, (tuple, list)) or len(window) != 2:
-            raise EpanError("window must be a pair (left, right) of integers or None", found=window)
+            raise EpanError(
+                "window must be a pair (left, right) of integers or None", found=window, fix="e.g. window=(128, 0)"
+            )
         for bound in window:
             # bool is an int, and no one means it here.
             if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, torch.SymInt))):
-                raise EpanError("window must be a pair (left, right) of integers or None", found=window)
+                raise EpanError(
+                    "window must be a pair (left, right) of integers or None", found=window, fix="e.g. window=(128, 0)"
+                )
         left, right = window
     for bound in (0 if is_causal else None, right_from_mask):
         if bound is not None:

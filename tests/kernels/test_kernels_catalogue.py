@@ -128,7 +128,7 @@ def test_wrong_parameters_are_named() -> None:
 def test_classes_and_other_things_are_refused() -> None:
     with pytest.raises(EpanError, match="class was passed") as caught:
         kernels.get(Gaussian)  # type: ignore[arg-type]
-    assert "Gaussian()" in str(caught.value.fix)
+    assert "epan.Biweight()" in str(caught.value.fix)
     for thing in (3, None, 1.5, ["gaussian"], {"order": 5}, {"name": 3}, Gaussian.profile):
         with pytest.raises(EpanError, match="A kernel is a name") as caught:
             kernels.get(thing)  # type: ignore[arg-type]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from epan import kernels
+from epan import Fixed, attention, kernels
 from epan._intern import intern, lookup
 from epan.errors import EpanError
 from epan.kernels import Biweight, Cosine, Epanechnikov, Gaussian, Kernel, Polynomial, Triweight, Uniform
@@ -145,3 +147,62 @@ def test_a_radius_is_a_positive_finite_number(radius: object) -> None:
         Uniform(radius=radius)  # type: ignore[arg-type]
     assert caught.value.found is radius
     assert "Found: " in str(caught.value)
+
+
+def test_pickles_are_the_same_kernel_in_another_process() -> None:
+    """There, the number that stood for it stands for something else."""
+    program = (
+        "import pickle, sys, torch, epan\n"
+        "others = [epan.Polynomial(40.0 + i) for i in range(50)]\n"
+        "kernel, rule = pickle.loads(sys.stdin.buffer.read())\n"
+        "q = torch.linspace(-1, 1, 24).reshape(1, 1, 6, 4)\n"
+        "for backend in ('eager', 'tiled'):\n"
+        "    out = epan.attention(q, q, q, kernel=kernel, normalization=rule, similarity='euclidean', backend=backend)\n"
+        "    print(float(out.square().sum()))\n"
+    )
+    thing = Polynomial(4.25), Fixed(empty="uniform")
+    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(thing), capture_output=True, check=True)
+    q = torch.linspace(-1, 1, 24).reshape(1, 1, 6, 4)
+    out = attention(q, q, q, kernel=thing[0], normalization=thing[1], similarity="euclidean")
+    expected = [float(out.square().sum())] * 2
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(expected)
+
+
+def test_kernels_with_parameters_of_their_own_are_not_confused() -> None:
+    """A class that is no dataclass has no equality that knows its parameters, so only itself is equal to it."""
+
+    class Stretched(Kernel):
+        name = "stretched"
+
+        def __init__(self, width: float) -> None:
+            self.__dict__["width"] = width
+            super().__post_init__()
+
+        @property
+        def support(self) -> float:
+            return float(self.width)
+
+        def profile(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(1 + x / self.width)
+
+        def derivative(self, x: torch.Tensor) -> torch.Tensor:
+            return (x > -self.width).to(x.dtype) / self.width
+
+    first, second = Stretched(1.0), Stretched(2.0)
+    assert first != second
+    assert first == first
+    assert len({first, second}) == 2
+
+
+@pytest.mark.parametrize("order", [float("inf"), 10**400, torch.tensor([2.0, float("inf")])], ids=["float", "integer", "tensor"])
+def test_infinite_orders_name_the_gaussian(order: float) -> None:
+    with pytest.raises(EpanError, match="finite") as caught:
+        Polynomial(order)
+    assert "gaussian" in str(caught.value.fix)
+
+
+def test_derivatives_keep_nan() -> None:
+    for name in kernels.names():
+        kernel = kernels.get(name)
+        assert bool(torch.isnan(kernel.profile(torch.tensor(float("nan"))))), name
+        assert bool(torch.isnan(kernel.derivative(torch.tensor(float("nan"))))), name

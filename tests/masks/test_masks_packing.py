@@ -163,7 +163,7 @@ CASES = [
     PackedCase(q_lens=(6, 11, 4), k_lens=(9, 13, 8), base=Case(heads=2, window=(3, 2), spread=2.0)),
     PackedCase(q_lens=(8, 8), k_lens=(11, 9), base=Case(heads=1, window=(None, -1), kernel="epanechnikov")),
 ]
-SMALL = {"KEY_TILE": 4, "MAX_ROWS": 3, "PANEL_ELEMENTS": 40, "GATHER_ABOVE": 0}
+SMALL = {"KEY_TILE": 4, "MAX_ROWS": 3, "PANEL_ELEMENTS": 40, "GATHER_ABOVE": 0, "GROUP_KEYS": 8}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -171,4 +171,10 @@ def test_attention_in_blocks_of_a_few_tokens(case: PackedCase, monkeypatch: pyte
     """Blocks that begin and end inside sequences."""
     for name, value in SMALL.items():
         monkeypatch.setattr(tiled, name, value)
+    conformance.packs_sequences(varlen_backend("tiled"), case)
+
+
+def test_queries_whose_window_lies_beyond_their_keys() -> None:
+    """290 queries on 50 keys: the window of a whole block starts behind the last key."""
+    case = PackedCase(q_lens=(10, 290), k_lens=(30, 50), base=Case(heads=1, key_heads=1, window=(0, None)))
     conformance.packs_sequences(varlen_backend("tiled"), case)

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 
-from epan import normalizations
+from epan import kernels, normalizations
 from epan._intern import lookup
 from epan.errors import EpanError
 from epan.normalizations import Adaptive, Anchored, Fixed, Nearest, Normalization
@@ -24,6 +24,8 @@ HINTS = {
     "sparsemax": ("adaptive", "epanechnikov"),
     "relumax": ("anchored", "epanechnikov"),
     "normrelu": ("fixed", "epanechnikov", "euclidean"),
+    **{name: ("that is a kernel", name) for name in kernels.names()},
+    "polynomial": ("that is a kernel", "epan.Polynomial(order=5)"),
 }
 NEAR = {"adaptve": "adaptive", "Adaptive": "adaptive", "ancored": "anchored", "fixd": "fixed", "FIXED": "fixed"}
 TEXTS = {

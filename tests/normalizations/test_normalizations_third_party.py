@@ -95,7 +95,7 @@ def test_a_rule_made_of_another(kernel: str | Kernel, name: str) -> None:
         assert_alike([out], [same])
 
 
-@pytest.mark.parametrize("name", ["eager"])
+@pytest.mark.parametrize("name", BACKENDS)
 def test_gradients_pass_through(name: str) -> None:
     q, k, v, mask, grad = tensors()
     leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))

@@ -99,5 +99,5 @@ def get(spec: str | Mapping[str, object] | Kernel) -> Kernel:
             raise unknown_name("kernel", name, {**_NAMED, **_PARAMETRIC}, _HINTS)
         return make("kernel", name, factory, parameters, 'polynomial:order=5, or {"name": "polynomial", "order": 5}')
     if isinstance(spec, type) and issubclass(spec, Kernel):
-        raise EpanError("A kernel class was passed", found=spec.__name__, fix=f"pass an instance: {spec.__name__}()")
+        raise EpanError("A kernel class was passed", found=spec.__name__, fix="pass an instance, e.g. epan.Biweight()")
     raise EpanError("A kernel is a name, an epan.Kernel, or a mapping with 'name'", found=spec, allowed=_NAMED)

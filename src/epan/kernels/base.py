@@ -10,12 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .._intern import intern
+from .._intern import intern, restore
+from .._vectors import alike
 
 __all__ = ["Kernel", "RectifiedPolynomial"]
 
 
-@dataclass(frozen=True)
+# Without an equality of its own: a subclass that is no dataclass would inherit one that knows none of its parameters.
+@dataclass(frozen=True, eq=False)
 class Kernel(ABC):
     r"""A kernel as a profile :math:`\varphi(x)` with :math:`x = -\beta d^2/2` and :math:`\varphi(0) = 1`.
 
@@ -39,6 +41,9 @@ class Kernel(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "handle", intern(self))
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        restore(self, state)
 
     @property
     @abstractmethod
@@ -83,7 +88,7 @@ class Kernel(ABC):
         return x >= -self.support if self.is_closed else x > -self.support
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RectifiedPolynomial(Kernel):
     r"""The family :math:`\varphi_n(x) = [1 + x/n]_+^n` of order n ≥ 1; on distances :math:`[1 - d^2/h^2]_+^n`, :math:`h^2 = 2n/\beta`.
 
@@ -140,16 +145,23 @@ class RectifiedPolynomial(Kernel):
 
     def order_derivative(self, x: Tensor) -> Tensor:
         r""":math:`\partial\varphi_n(x)/\partial n = \varphi_n (\ln(1 + x/n) - \frac{x/n}{1 + x/n})`, zero outside the support."""
-        n = self.order
-        inside = self._not_outside(x)
-        dtype = x.dtype
+        inside, ratio, n = self._ratio(x)
+        log = torch.log1p(ratio)
+        change = torch.exp(n * log) * log - torch.exp((n - 1.0) * log) * ratio
+        return torch.where(inside, change, 0.0).to(x.dtype)
+
+    def log_order_derivative(self, x: Tensor) -> Tensor:
+        r""":math:`\partial\ln\varphi_n(x)/\partial n = \ln(1 + x/n) - \frac{x/n}{1 + x/n}`, zero outside the support."""
+        inside, ratio, _ = self._ratio(x)
+        return torch.where(inside, torch.log1p(ratio) - ratio / (1.0 + ratio), 0.0).to(x.dtype)
+
+    def _ratio(self, x: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Where x lies inside, x/n there, and n; in float64, as two terms of its functions cancel to second order."""
+        n, inside = self.order, self._not_outside(x)
         if x.device.type != "mps":
-            # The two terms cancel to second order in x/n.
             x = x.double()
             n = n.double() if isinstance(n, Tensor) else n
-        ratio = torch.where(inside, x, 0.0) / n
-        log = torch.log1p(ratio)
-        return torch.where(inside, torch.exp(n * log) * log - torch.exp((n - 1.0) * log) * ratio, 0.0).to(dtype)
+        return inside, torch.where(inside, x, 0.0) / n, n
 
     def relative_profile(self, x: Tensor, top: Tensor) -> Tensor:
         if self.uses_log_form:
@@ -171,4 +183,6 @@ def _safe_power(base: Tensor, exponent: float | Tensor) -> Tensor:
     safe = torch.where(inside, base, 1.0)
     # Comparing with itself lets NaN through, so that a non-finite score is never turned into a zero weight.
     outside = torch.where(base == base, 0.0, base)
-    return torch.where(inside, torch.pow(safe, exponent), outside)
+    if isinstance(exponent, Tensor):
+        return torch.where(inside, torch.pow(safe, exponent), outside)
+    return torch.where(inside, alike(lambda part: torch.pow(part, exponent), safe), outside)

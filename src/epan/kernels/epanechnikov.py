@@ -30,5 +30,5 @@ class Epanechnikov(RectifiedPolynomial):
         return base
 
     def power_derivative(self, base: Tensor) -> Tensor:
-        # The sign of a rectified base is its indicator and, unlike a comparison, keeps NaN.
-        return torch.sign(base)
+        # A comparison would turn NaN into zero.
+        return torch.where(base == base, (base > 0).to(base.dtype), base)

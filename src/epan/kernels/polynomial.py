@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from .._modes import is_traced
@@ -49,19 +50,24 @@ class Polynomial(RectifiedPolynomial):
                     "A tensor order must be of floating point", found=str(order.dtype), fix="use order.float()"
                 )
             # A look at the values would break tracing, and on a GPU would wait for it.
-            if not is_traced() and order.device.type == "cpu" and not bool((order.detach() >= 1).all()):
-                raise _below_one(f"a tensor with minimum {float(order.detach().min()):.6g}")
+            if not is_traced() and order.device.type == "cpu":
+                if not bool((order.detach() >= 1).all()):
+                    raise _below_one(f"a tensor with minimum {float(order.detach().min()):.6g}")
+                if bool(torch.isinf(order.detach()).any()):
+                    raise _infinite("a tensor with an infinite entry")
             object.__setattr__(self, "handle", -1)
             return
         if isinstance(order, bool) or not isinstance(order, (int, float)):
             raise EpanError("The order of Polynomial must be a number or a tensor", found=order, allowed="real n >= 1")
+        try:
+            order = float(order)
+        except OverflowError:
+            raise _infinite("an integer beyond any float") from None
         if math.isnan(order) or order < 1:
             raise _below_one(repr(order))
         if math.isinf(order):
-            raise EpanError(
-                "The order of Polynomial must be finite", found=order, fix='use kernel="gaussian" for the limit'
-            )
-        object.__setattr__(self, "order", float(order))
+            raise _infinite(order)
+        object.__setattr__(self, "order", order)
         super().__post_init__()
 
     def __eq__(self, other: object) -> bool:
@@ -81,3 +87,7 @@ def _below_one(found: str) -> EpanError:
         allowed="real n >= 1 (alpha = 1 + 1/n in (1, 2])",
         fix="for a learnt order use 1 + softplus(parameter)",
     )
+
+
+def _infinite(found: object) -> EpanError:
+    return EpanError("The order of Polynomial must be finite", found=found, fix='use kernel="gaussian" for the limit')

@@ -44,7 +44,11 @@ class Uniform(Kernel):
         radius = self.radius
         if radius is not None:
             if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
-                raise EpanError("The radius of Uniform must be a positive finite number or None", found=radius)
+                raise EpanError(
+                    "The radius of Uniform must be a positive finite number or None",
+                    found=radius,
+                    allowed="0 < radius < inf, in units of distance",
+                )
             object.__setattr__(self, "radius", float(radius))
         super().__post_init__()
 
@@ -63,7 +67,7 @@ class Uniform(Kernel):
         return _boxcar(x, self.support)
 
     def derivative(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        return torch.where(x == x, 0.0, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ class _ScaledUniform(Kernel):
         return _boxcar(x, self.support)
 
     def derivative(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        return torch.where(x == x, 0.0, x)
 
 
 def _boxcar(x: Tensor, support: float | Tensor) -> Tensor:

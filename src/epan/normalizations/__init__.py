@@ -28,6 +28,12 @@ _HINTS = {
     "sparsemax": 'sparsemax is normalization="adaptive" with kernel="epanechnikov"',
     "relumax": 'ReLUmax is normalization="anchored" with kernel="epanechnikov"',
     "normrelu": 'normalised ReLU is normalization="fixed" with kernel="epanechnikov", similarity="euclidean"',
+    **{
+        name: f'that is a kernel: pass kernel="{name}"'
+        for name in ("gaussian", "epanechnikov", "biweight", "triweight")
+    },
+    **{name: f'that is a kernel: pass kernel="{name}"' for name in ("uniform", "cosine")},
+    "polynomial": "that is a kernel: pass kernel=epan.Polynomial(order=5)",
 }
 
 

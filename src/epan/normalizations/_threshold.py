@@ -16,12 +16,12 @@ Source: Peters et al. 1905.05702, section 3 (the threshold equation); the n-norm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._vectors import WIDTH, alike, row_sum
 from .base import usable_maximum
 
 __all__ = ["solve_level", "sparse_rows"]
@@ -32,10 +32,6 @@ CHUNK_ELEMENTS = 1 << 18
 # A row is compacted to its candidates if at most this share of its groups of neighbours holds any.
 COMPACT_BELOW = 0.6
 GROUP = 32
-# Rows of candidates are padded to a multiple of this, so that sums take their terms in one order whatever the padding.
-PADDING = 64
-# Tensors of so few elements are never split among threads.
-SERIAL_ELEMENTS = 1 << 14
 _MAX_STEPS = 60
 
 
@@ -44,45 +40,30 @@ def level_is_log(order: float | Tensor) -> bool:
     return isinstance(order, Tensor) or order > 16.0
 
 
-def _alike(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function`` of each number, always by full vectors on a CPU.
-
-    Numbers that are left over at the end of a thread's part are worked on one by one, and for powers, exponentials and
-    logarithms that gives another last digit. Where in a tensor a row lies depends on the other rows.
-    """
-    if x.device.type != "cpu":
-        return function(x)
-    count = x.numel()
-    flat = torch.nn.functional.pad(x.reshape(-1), (0, -count % PADDING), value=1.0)
-    # So small that no part is split among threads.
-    parts = [function(part) for part in flat.split(SERIAL_ELEMENTS)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:count].view(x.shape)
-
-
 def _height_step(x: Tensor, c: Tensor, n: float) -> tuple[Tensor, Tensor]:
     """Σw at height c, and the Newton step of f^{1/n} towards f = 1; ``x`` is already divided by n."""
     base = (c + x).relu_()
     if n == 1.0:
-        f = base.sum(-1, keepdim=True)
-        return f, (f - 1.0) / base.sign_().sum(-1, keepdim=True)
+        f = row_sum(base)
+        return f, (f - 1.0) / row_sum(base.sign_())
     if n == 2.0:
-        slope = base.sum(-1, keepdim=True)
-        f = base.square_().sum(-1, keepdim=True)
+        slope = row_sum(base)
+        f = row_sum(base.square_())
         return f, (f - f.sqrt()) / slope
-    lower = base * base if n == 3.0 else torch.where(base > 0, _alike(lambda b: b.pow(n - 1.0), base), base)
-    slope = lower.sum(-1, keepdim=True)
-    f = lower.mul_(base).sum(-1, keepdim=True)
-    return f, (f - _alike(lambda g: g.pow(1.0 - 1.0 / n), f)) / slope
+    lower = base * base if n == 3.0 else torch.where(base > 0, alike(lambda b: b.pow(n - 1.0), base), base)
+    slope = row_sum(lower)
+    f = row_sum(lower.mul_(base))
+    return f, (f - alike(lambda g: g.pow(1.0 - 1.0 / n), f)) / slope
 
 
 def _log_step(x: Tensor, s: Tensor, n: float | Tensor) -> tuple[Tensor, Tensor]:
     """Σw at shift s, and the Newton step of f^{1/n} towards f = 1."""
     ratio = ((x - s) / n).clamp_(min=-1.0)
-    log = _alike(torch.log1p, ratio)
-    f = _alike(torch.exp, n * log).sum(-1, keepdim=True)
+    log = alike(torch.log1p, ratio)
+    f = row_sum(alike(torch.exp, n * log))
     # At ratio = −1 the exponent of order 1 would be 0·(−inf).
-    slope = torch.where(ratio > -1.0, _alike(torch.exp, (n - 1.0) * log), ratio + 1.0).sum(-1, keepdim=True)
-    return f, -n * f * _alike(torch.expm1, -_alike(torch.log, f) / n) / slope
+    slope = row_sum(torch.where(ratio > -1.0, alike(torch.exp, (n - 1.0) * log), ratio + 1.0))
+    return f, -n * f * alike(torch.expm1, -alike(torch.log, f) / n) / slope
 
 
 def _unit(x: Tensor, n: float | Tensor) -> Tensor:
@@ -177,7 +158,7 @@ class _Candidates:
         """
         total, width = z.shape
         if width < 4 * GROUP or width % GROUP:
-            return None, _pieces(torch.arange(total), max(1, CHUNK_ELEMENTS // width))
+            return None, _pieces(torch.arange(total, device=z.device), max(1, CHUNK_ELEMENTS // width))
         # One pass finds the maxima of groups of neighbours; only groups that reach above the bound are looked into.
         groups = width // GROUP
         peaks = z.view(total, groups, GROUP).amax(-1)
@@ -203,8 +184,8 @@ class _Candidates:
         place = torch.div(hit, GROUP, rounding_mode="floor")
         row = row[place]
         counts = torch.bincount(row, minlength=rows.numel())
-        longest = -(-max(1, int(counts.max())) // PADDING) * PADDING
-        column = torch.arange(hit.numel()).sub_((counts.cumsum(0) - counts)[row])
+        longest = -(-max(1, int(counts.max())) // WIDTH) * WIDTH
+        column = torch.arange(hit.numel(), device=z.device).sub_((counts.cumsum(0) - counts)[row])
         padded = z.new_full((rows.numel(), longest), -math.inf)
         padded.view(-1)[row * longest + column] = values.view(-1)[hit]
         index = group[place] * GROUP + hit % GROUP
@@ -266,7 +247,7 @@ def _weights(x: Tensor, n: float, start: Tensor | None, with_support: bool) -> t
     level = _newton(x, n, start)
     if level_is_log(n):
         inside = torch.sign((x - level + n).relu_()) if with_support else None
-        weights = _alike(torch.exp, n * _alike(torch.log1p, ((x - level) / n).clamp_(min=-1.0)))
+        weights = alike(torch.exp, n * alike(torch.log1p, ((x - level) / n).clamp_(min=-1.0)))
     else:
         base = (level + x).relu_()
         inside = torch.sign(base) if with_support else None
@@ -277,9 +258,9 @@ def _weights(x: Tensor, n: float, start: Tensor | None, with_support: bool) -> t
         elif n == 3.0:
             weights = base * base * base
         else:
-            weights = _alike(lambda b: b.pow(n), base)
-    total = weights.sum(-1, keepdim=True)
+            weights = alike(lambda b: b.pow(n), base)
+    total = row_sum(weights)
     weights /= torch.where(total == 0, 1.0, total)
     # A float sum of signs is much quicker than a sum of booleans, and exact up to 2^24 keys.
-    support = torch.zeros_like(total) if inside is None else inside.sum(-1, keepdim=True).nan_to_num_(0.0)
+    support = torch.zeros_like(total) if inside is None else row_sum(inside).nan_to_num_(0.0)
     return weights, level, total, support

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .._intern import intern
+from .._intern import intern, restore
 from ..kernels import Kernel
 
 __all__ = ["Normalization", "Rows", "Stats", "softmax_weights", "where_allowed"]
@@ -50,7 +50,8 @@ class Rows(NamedTuple):
     divisor: Tensor
 
 
-@dataclass(frozen=True)
+# Without an equality of its own: a subclass that is no dataclass would inherit one that knows none of its parameters.
+@dataclass(frozen=True, eq=False)
 class Normalization(ABC):
     r"""A rule that turns the scores z of one query into weights w ≥ 0 with Σw = 1.
 
@@ -66,6 +67,9 @@ class Normalization(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "handle", intern(self))
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        restore(self, state)
 
     @abstractmethod
     def check(self, kernel: Kernel, similarity: str | None) -> None:
@@ -100,19 +104,20 @@ class Normalization(ABC):
 
         May overwrite ``scores`` and ``grad``.
         """
-        with torch.enable_grad():
-            order = kernel.order if isinstance(kernel.order, Tensor) else None
-            inputs = [scores.detach().requires_grad_()]
-            if order is not None:
-                order = order.detach().expand(*scores.shape[:-1], 1).clone().requires_grad_()
-                kernel = type(kernel)(order)  # type: ignore[call-arg]
-                inputs.append(order)
-            result, _ = self.weights(inputs[0], allowed, kernel)
-            grads: list[Tensor | None] = [None] * len(inputs)
-            if result.requires_grad:
-                grads = list(torch.autograd.grad(result, inputs, grad.to(result.dtype), allow_unused=True))
-        grad_scores = torch.zeros_like(scores) if grads[0] is None else grads[0]
-        return result.detach(), grad_scores, grads[1] if order is not None else None
+        # A transform of torch.func, because recording is switched off inside the operator that calls this.
+        order = kernel.order
+        if isinstance(order, Tensor):
+            rebuild = type(kernel)
+            per_row = order.detach().expand(*scores.shape[:-1], 1)
+            result, pull = torch.func.vjp(
+                lambda z, n: self.weights(z, allowed, rebuild(n))[0],  # type: ignore[call-arg]
+                scores,
+                per_row,
+            )[:2]
+            by_score, by_order = pull(grad.to(result.dtype))
+            return result, by_score, by_order
+        result, pull = torch.func.vjp(lambda z: self.weights(z, allowed, kernel)[0], scores)[:2]
+        return result, pull(grad.to(result.dtype))[0], None
 
 
 def where_allowed(values: Tensor, allowed: Tensor | None, other: float = 0.0) -> Tensor:
@@ -181,7 +186,7 @@ def live_rows(z: Tensor) -> Tensor:
 
 
 def softmax_solve(scores: Tensor, allowed: Tensor | None, with_stats: bool) -> tuple[Tensor, Rows, Stats | None]:
-    """Gaussian weights of complete rows without gradient; the reference of a row is its logsumexp."""
+    """Gaussian weights of complete rows without gradient."""
     scores = mask_in_place(scores, allowed)
     maximum = usable_maximum(scores)
     weights = torch.exp(scores - maximum)
@@ -194,11 +199,12 @@ def softmax_solve(scores: Tensor, allowed: Tensor | None, with_stats: bool) -> t
     if with_stats:
         count = (scores != -math.inf).sum(-1, keepdim=True)
         stats = row_stats(torch.full_like(lse, -math.inf), count, lse, live)
-    return weights, Rows(lse, torch.zeros_like(lse), torch.ones_like(lse)), stats
+    # Relative to the maximum, because a large logsumexp has no digits left for the difference.
+    return weights, Rows(maximum, torch.zeros_like(lse), safe), stats
 
 
 def softmax_apply(scores: Tensor, allowed: Tensor | None, rows: Rows) -> Tensor:
-    return mask_in_place(scores, allowed).sub_(rows.reference).exp_()
+    return mask_in_place(scores, allowed).sub_(rows.reference).exp_().div_(rows.divisor)
 
 
 def weighted_gradient(weights: Tensor, slope: Tensor, grad: Tensor) -> Tensor:

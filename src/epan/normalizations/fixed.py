@@ -164,7 +164,8 @@ class Fixed(Normalization):
         grad_order = None
         if isinstance(kernel, RectifiedPolynomial) and isinstance(kernel.order, Tensor):
             mean = (weights * grad).sum(-1, keepdim=True)
-            by_order = kernel.order_derivative(x) / (rows.divisor * kernel.profile(pivot))
+            # Relative, because the profile itself may underflow.
+            by_order = weights * kernel.log_order_derivative(x)
             grad_order = ((grad - mean) * by_order).sum(-1, keepdim=True)
         slope = kernel.relative_derivative(x, pivot).div_(rows.divisor)
         return weights, weighted_gradient(weights, slope, grad), grad_order

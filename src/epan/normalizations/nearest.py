@@ -107,7 +107,8 @@ class Nearest(Normalization):
             value = member * torch.exp(torch.where(allowed, scores, top) - top)
         else:
             top = torch.zeros_like(kth)
-            value = member
+            # Piecewise constant, but a part of the graph: its gradient is zero, not missing.
+            value = torch.where(torch.zeros_like(allowed), scores, member)
         value = where_allowed(value, allowed)
         total = value.sum(-1, keepdim=True)
         weights = value / torch.where(live, total, 1.0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from .._modes import is_traced
+from .._modes import is_traced, is_transformed
 from ..errors import EpanError, UnsupportedError, unknown_name
 from ..kernels import Kernel
 from ..kernels import get as get_kernel
@@ -262,8 +263,8 @@ def attention_varlen(
 
 def choose_backend() -> tuple[str, str]:
     """(backend, reason) that "auto" takes."""
-    if is_traced() and not torch.compiler.is_compiling():
-        return "eager", "a functorch transform, forward-mode differentiation or an export is active"
+    if is_transformed() and not torch.compiler.is_compiling():
+        return "eager", "a functorch transform or forward-mode differentiation is active"
     if torch.compiler.is_compiling() and torch.compiler.is_exporting():
         return "eager", "an export is active"
     return "tiled", "memory linear in length on any device"
@@ -290,7 +291,7 @@ def _dispatch(
     if backend == "auto":
         backend, reason = choose_backend()
         _announce(backend, reason)
-    elif backend == "tiled" and is_traced() and not torch.compiler.is_compiling():
+    elif backend == "tiled" and is_transformed() and not torch.compiler.is_compiling():
         raise UnsupportedError(
             "backend='tiled' under vmap, jvp or another functorch transform",
             "its operator is opaque to them",
@@ -298,7 +299,9 @@ def _dispatch(
         )
     euclidean = similarity == "euclidean"
     device_type = query.device.type
-    with torch.autocast(device_type=device_type, enabled=False):
+    # Tensors without numbers (meta) have no autocast to switch off.
+    available = torch.amp.is_autocast_available(device_type)
+    with torch.autocast(device_type=device_type, enabled=False) if available else nullcontext():
         if backend == "eager":
             return eager_attention(
                 query, key, value, masking, scale, kernel, rule, euclidean=euclidean, dropout_p=dropout_p
@@ -434,7 +437,8 @@ def _check_slopes(slopes: Tensor | None, batch: int, heads: int) -> Tensor | Non
     if slopes is None:
         return None
     if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
-        raise EpanError("alibi_slopes must be a floating-point tensor", found=type(slopes).__name__)
+        found = str(slopes.dtype) if isinstance(slopes, Tensor) else type(slopes).__name__
+        raise EpanError("alibi_slopes must be a floating-point tensor", found=found, fix="use alibi_slopes.float()")
     if slopes.shape not in ((heads,), (batch, heads)):
         raise EpanError(
             "alibi_slopes has a wrong shape", found=tuple(slopes.shape), allowed=f"({heads},) or ({batch}, {heads})"

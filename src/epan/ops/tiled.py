@@ -147,8 +147,9 @@ class _Pass:
             q_plain = torch.cat((self.q, -norm_q, -torch.ones_like(norm_q)), -1)
             self.q_scaled = torch.cat((self.q_scaled, q_plain[..., -2:] * self.scale), -1)
             self.k_full = torch.cat((self.k, torch.ones_like(norm_k), norm_k), -1)
-        # A rule that compares scores with each other must not see ties broken by the rounding of scaled queries.
-        self.q_plain = None if call.normalization.is_local else q_plain
+        # Distances are clamped before they are scaled; and a rule that compares scores with each other must not see ties
+        # broken by the rounding of scaled queries.
+        self.q_plain = q_plain if call.euclidean or not call.normalization.is_local else None
         packing = call.masking.packing
         self.bounds = None if packing is None else (packing.cu_q.tolist(), packing.cu_k.tolist())
         self.segments = None if packing is None else packing.segments(call.masking.q_len, call.masking.k_len)
@@ -164,14 +165,13 @@ class _Pass:
     ) -> tuple[Tensor, Tensor | None, Kernel, Tensor | None]:
         """(scores, allowed, kernel, and if wanted where the clamp at distance zero acted) of a block against some keys."""
         keys = _take(block.of(self.k_full, rows=False), columns).transpose(-2, -1)
-        if self.q_plain is None:
-            scores = block.of(self.q_scaled) @ keys
-        else:
-            scores = (block.of(self.q_plain) @ keys) * block.of(self.scale)
+        scores = block.of(self.q_scaled if self.q_plain is None else self.q_plain) @ keys
         clamped = None
         if self.call.euclidean:
             clamped = scores > 0 if want_clamped else None
             scores.clamp_(max=0.0)
+        if self.q_plain is not None:
+            scores *= block.of(self.scale)
         allowed, bias = self.call.masking.block(
             block.rows, columns, block.batch, block.heads, self.segments, scores.device, self.dtype
         )
@@ -600,7 +600,7 @@ def tiled_attention(
         scale = q_BHLD.new_full((), scale, dtype=dtype)
     order = kernel.order.expand(shape) if isinstance(kernel.order, Tensor) else None
     # One draw from the global generator per call, so that torch.manual_seed decides the dropout.
-    seed = torch.randint(1 << 62, (), dtype=torch.long) if dropout_p > 0 else None
+    seed = torch.randint(1 << 62, (), dtype=torch.long, device="cpu") if dropout_p > 0 else None
     packing = masking.packing
     if kernel.handle < 0 and order is None:
         raise UnsupportedError(
