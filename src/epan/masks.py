@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._checks import FLOATS, as_integer, check_strided
 from .errors import EpanError
 
 __all__ = ["Masking", "Packing", "combine_window", "split_mask"]
+
+_FARTHEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -191,20 +194,31 @@ def combine_window(
     right: int | None = None
     if window is not None:
         if not isinstance(window, (tuple, list)) or len(window) != 2:
-            raise EpanError(
-                "window must be a pair (left, right) of integers or None", found=window, fix="e.g. window=(128, 0)"
-            )
-        for bound in window:
-            # bool is an int, and no one means it here.
-            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, torch.SymInt))):
-                raise EpanError(
-                    "window must be a pair (left, right) of integers or None", found=window, fix="e.g. window=(128, 0)"
-                )
-        left, right = window
+            raise _no_window(window)
+        left, right = (None if bound is None else _bound(bound, window) for bound in window)
     for bound in (0 if is_causal else None, right_from_mask):
         if bound is not None:
             right = bound if right is None else min(right, bound)
     return left, right
+
+
+def _bound(bound: object, window: object) -> int:
+    number = as_integer(bound)
+    if number is None:
+        raise _no_window(window)
+    # The size of a symbolic number is left open.
+    symbolic = isinstance(number, torch.SymInt) or torch.compiler.is_compiling()
+    if not symbolic and abs(number) > _FARTHEST:
+        raise EpanError(
+            "A bound of window exceeds 64 bits", found=window, allowed="|bound| < 2**63", fix="use None for no bound"
+        )
+    return number
+
+
+def _no_window(window: object) -> EpanError:
+    return EpanError(
+        "window must be a pair (left, right) of integers or None", found=window, fix="e.g. window=(128, 0)"
+    )
 
 
 def split_mask(attn_mask: Tensor | None, q_len: int, k_len: int) -> tuple[Tensor | None, int | None, int]:
@@ -224,10 +238,12 @@ def split_mask(attn_mask: Tensor | None, q_len: int, k_len: int) -> tuple[Tensor
         return None, offset, offset
     if not isinstance(attn_mask, Tensor):
         raise EpanError("attn_mask must be a tensor or a causal bias of torch.nn.attention.bias", found=kind)
-    if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+    check_strided(attn_mask, "attn_mask")
+    if attn_mask.dtype != torch.bool and attn_mask.dtype not in FLOATS:
         raise EpanError(
             "attn_mask must be boolean (True = take part) or floating point (added to the scores)",
             found=str(attn_mask.dtype),
+            allowed="bool, float16, bfloat16, float32 or float64",
             fix="use attn_mask.bool()",
         )
     return attn_mask, None, 0

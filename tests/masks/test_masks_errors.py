@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
@@ -52,6 +53,9 @@ WINDOWS = [
     (1.5, 0),
     (None, 2.0),
     (True, 0),
+    (np.True_, 0),
+    (np.float64(1.0), 0),
+    (np.array([1]), 0),
     (0, False),
     "ab",
     (None, "0"),
@@ -71,6 +75,24 @@ def test_a_window_is_a_pair_of_integers_or_none(window: object) -> None:
         assert "Found: " in str(caught.value)
 
 
+def test_integers_of_numpy_are_integers() -> None:
+    assert combine_window(False, (np.int64(3), np.uint8(2)), None) == (3, 2)
+    assert all(type(bound) is int for bound in combine_window(True, (np.int32(3), np.int16(-1)), None))
+
+
+@pytest.mark.parametrize(
+    "bound", [2**63, np.uint64(2**63), -(2**63), -(10**400)], ids=["2**63", "NumPy", "-2**63", "10**400"]
+)
+def test_bounds_beyond_64_bits_are_refused(bound: int) -> None:
+    for window in ((bound, 0), [None, bound]):
+        for refused in (lambda w=window: combine_window(False, w, None), lambda w=window: attend(window=w)):
+            with pytest.raises(EpanError, match="exceeds 64 bits") as caught:
+                refused()
+            assert caught.value.found is window
+            assert caught.value.allowed == "|bound| < 2**63"
+            assert "None" in str(caught.value.fix)
+
+
 def test_masks_are_split_into_what_they_are() -> None:
     assert split_mask(None, 4, 6) == (None, None, 0)
     for mask in (torch.ones(4, 6).bool(), torch.zeros(4, 6), torch.zeros(4, 6, dtype=torch.bfloat16)):
@@ -84,9 +106,9 @@ def test_masks_are_split_into_what_they_are() -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_masks_of_no_known_kind_are_refused(name: str) -> None:
-    for dtype in (torch.int64, torch.uint8, torch.complex64):
+    for dtype in (torch.int64, torch.uint8, torch.complex64, torch.float8_e4m3fn):
         with pytest.raises(EpanError, match="must be boolean") as caught:
-            attend(name, attn_mask=torch.ones(4, 6, dtype=dtype))
+            attend(name, attn_mask=torch.ones(4, 6).to(dtype))
         assert caught.value.found == str(dtype)
         assert "attn_mask.bool()" in str(caught.value.fix)
     for mask in ([[True] * 6] * 4, 0.5, "causal"):
