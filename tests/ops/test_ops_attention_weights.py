@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -112,10 +113,66 @@ def test_the_example_of_the_docstring() -> None:
     assert weights.tolist() == [0.75, 0.25, 0.0]
 
 
+@pytest.mark.parametrize("dim", range(-3, 3))
+def test_an_order_per_row_is_laid_out_like_the_scores(dim: int) -> None:
+    """Each row as if alone, with gradient; and a NumPy integer names the same dimension."""
+    z, order = scores(2, 3, 4), 1.0 + 20.0 * torch.rand(2, 3, 4, dtype=torch.float64)
+    order = order.narrow(dim, 0, 1).clone().requires_grad_()
+    actual = epan.attention_weights(z, kernel=epan.Polynomial(order=order), dim=np.int64(dim))
+    rows = z.movedim(dim, -1).flatten(0, -2)
+    alone = [
+        epan.attention_weights(row, kernel=epan.Polynomial(order=n))
+        for row, n in zip(rows, order.movedim(dim, -1).flatten(), strict=True)
+    ]
+    expected = torch.stack(alone).view(z.movedim(dim, -1).shape).movedim(-1, dim)
+    tolerance.assert_within(actual, expected, band=tolerance.EXACT)
+    upstream = torch.randn_like(z)
+    grads = [torch.autograd.grad(w, order, upstream)[0] for w in (actual, expected)]
+    tolerance.assert_within(*grads, band=tolerance.EXACT * max(1.0, tolerance.largest(grads[1])))
+
+
+def test_an_order_that_broadcasts() -> None:
+    z = scores(2, 3, 4)
+    for shape in ((), (1,), (3, 1), (1, 1), (2, 1, 1)):
+        order = 1.0 + 20.0 * torch.rand(shape, dtype=torch.float64)
+        whole = epan.attention_weights(z, kernel=epan.Polynomial(order=order.expand(2, 3, 1).clone()))
+        tolerance.assert_equal_bits(epan.attention_weights(z, kernel=epan.Polynomial(order=order)), whole)
+
+
 Z = torch.zeros(3, 5)
 MISTAKES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
     "integers": (Z.int(), {}, ("torch.int32", "scores.float()")),
-    "a list": ([1.0], {}, ("list", "scores.float()")),
+    "a list": ([1.0], {}, ("list", "torch.as_tensor(scores)")),
+    "8 bits": (Z.to(torch.float8_e5m2), {}, ("torch.float8_e5m2", "bfloat16", "scores.float()")),
+    "sparse": (Z.to_sparse(), {}, ("torch.sparse_coo", "scores.to_dense()")),
+    "dimension as text": (Z, {"dim": "a"}, ("'a'", "integer", "(3, 5)")),
+    "no dimension": (Z, {"dim": None}, ("None", "integer", "(3, 5)")),
+    "dimension as a float": (Z, {"dim": 0.0}, ("0.0", "integer", "(3, 5)")),
+    "dimension as a truth": (Z, {"dim": True}, ("True", "integer", "(3, 5)")),
+    "mask on another device": (
+        Z,
+        {"mask": torch.ones(5, device="meta").bool()},
+        ("mask on meta, scores on cpu", "mask.to(scores.device)"),
+    ),
+    "sparse mask": (Z, {"mask": torch.ones(3, 5).to_sparse()}, ("sparse_coo", "to_dense()")),
+    "order of other rows": (Z, {"kernel": epan.Polynomial(order=torch.full((2, 1), 2.0))}, ("(2, 1)", "(3, 1)")),
+    "order per key": (Z, {"kernel": epan.Polynomial(order=torch.full((3, 5), 2.0))}, ("(3, 5)", "(3, 1)")),
+    "order per key alone": (Z, {"kernel": epan.Polynomial(order=torch.full((5,), 2.0))}, ("(5,)", "(3, 1)")),
+    "order per key in front": (
+        Z,
+        {"kernel": epan.Polynomial(order=torch.full((3, 1), 2.0)), "dim": 0},
+        ("(3, 1)", "(1, 5)"),
+    ),
+    "order of more dimensions": (
+        Z,
+        {"kernel": epan.Polynomial(order=torch.full((1, 3, 1), 2.0))},
+        ("(1, 3, 1)", "(3, 1)"),
+    ),
+    "order on another device": (
+        Z,
+        {"kernel": epan.Polynomial(order=torch.full((), 2.0, device="meta"))},
+        ("order on meta, scores on cpu", "order.to(scores.device)"),
+    ),
     "complex numbers": (Z.cfloat(), {}, ("torch.complex64", "floating-point")),
     "a number": (Z[0, 0], {}, ("dim=-1", "()")),
     "no such dimension": (Z, {"dim": 2}, ("dim=2", "(3, 5)")),

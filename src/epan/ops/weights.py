@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import as_integer, check_floats, check_strided, fits, on_device
 from ..errors import EpanError
-from ..kernels import Kernel
+from ..kernels import Kernel, Polynomial
 from ..kernels import get as get_kernel
 from ..masks import split_mask
 from ..normalizations import Normalization
@@ -30,7 +31,8 @@ def attention_weights(
     ----------
     scores: floating-point tensor of any shape. For ``normalization="fixed"`` they are relative to distance zero,
         :math:`z = -\beta d^2/2`.
-    kernel: a name ("gaussian", "epanechnikov", "biweight", "triweight", "uniform", "cosine") or an ``epan.Kernel``.
+    kernel: a name ("gaussian", "epanechnikov", "biweight", "triweight", "uniform", "cosine") or an ``epan.Kernel``. A
+        tensor order of ``epan.Polynomial`` broadcasts to the scores, with size 1 along ``dim``.
     normalization: "adaptive", "anchored", "fixed" or an object such as ``epan.Nearest(k=16)``.
     mask: boolean (True = takes part) or floating point (added; −inf = masked), broadcastable to the scores.
     dim: the dimension of the keys.
@@ -54,11 +56,16 @@ def attention_weights(
     """
     kernel, normalization = get_kernel(kernel), get_normalization(normalization)
     normalization.check(kernel, None)
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        found = str(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
-        raise EpanError("scores must be a floating-point tensor", found=found, fix="use scores.float()")
-    if scores.dim() == 0 or not -scores.dim() <= dim < scores.dim():
-        raise EpanError(f"dim={dim} is not a dimension of the scores", found=f"shape {tuple(scores.shape)}")
+    if not isinstance(scores, Tensor):
+        raise EpanError(
+            "scores must be a floating-point tensor",
+            found=type(scores).__name__,
+            fix="use torch.as_tensor(scores).float()",
+        )
+    check_strided(scores, "scores")
+    check_floats(scores, "scores")
+    dim = _check_dim(dim, scores)
+    kernel = _check_order(kernel, scores, dim)
     dtype = scores.dtype
     z = scores.to(torch.promote_types(dtype, torch.float32))
     allowed = None
@@ -71,11 +78,8 @@ def attention_weights(
             )
         mask = split_mask(mask, 0, 0)[0]
         assert mask is not None
-        try:
-            fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        mask = on_device(mask, "mask", scores, "scores")
+        if not fits(mask, scores.shape):
             raise EpanError(
                 "mask does not broadcast to the scores", found=f"{tuple(mask.shape)} against {tuple(scores.shape)}"
             )
@@ -89,3 +93,33 @@ def attention_weights(
     # A NaN score makes every weight of its row NaN, but not those of masked keys.
     weights = where_allowed(weights, allowed)
     return weights.movedim(-1, dim).to(dtype)
+
+
+def _check_dim(dim: int, scores: Tensor) -> int:
+    """``dim``, counted from the front."""
+    number = as_integer(dim)
+    if number is None:
+        raise EpanError("dim must be an integer", found=repr(dim), allowed=f"a dimension of {tuple(scores.shape)}")
+    if not -scores.dim() <= number < scores.dim():
+        raise EpanError(f"dim={dim} is not a dimension of the scores", found=f"shape {tuple(scores.shape)}")
+    return number % scores.dim()
+
+
+def _check_order(kernel: Kernel, scores: Tensor, dim: int) -> Kernel:
+    """The kernel with a tensor order laid out like the scores once their keys are the last dimension."""
+    order = kernel.order
+    if not isinstance(order, Tensor):
+        return kernel
+    check_strided(order, "order")
+    check_floats(order, "order")
+    order = on_device(order, "order", scores, "scores")
+    rows = [*scores.shape[:dim], 1, *scores.shape[dim + 1 :]]
+    if not fits(order, rows):
+        raise EpanError(
+            "The order of the kernel does not broadcast to one number per row of scores",
+            found=f"shape {tuple(order.shape)}",
+            allowed=f"broadcastable to {tuple(rows)}",
+        )
+    if order.dim() > 0 and dim != scores.dim() - 1:
+        order = order.reshape(*[1] * (scores.dim() - order.dim()), *order.shape).movedim(dim, -1)
+    return Polynomial(order) if isinstance(kernel, Polynomial) and order is not kernel.order else kernel
