@@ -143,6 +143,31 @@ def test_dropout_in_one_graph_follows_the_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "option",
+    [
+        lambda number: {"scale": number / 4},
+        lambda number: {"scale": number},
+        lambda number: {"window": (number, 0)},
+        lambda number: {"is_causal": number > 1},
+    ],
+    ids=["float scale", "integer scale", "window", "causal"],
+)
+def test_numbers_that_change_become_symbols(option: Callable[[int], dict[str, Any]], name: str) -> None:
+    """One graph for the first number and one for all others."""
+    counter = CountingBackend()
+
+    def function(x: Tensor, number: int) -> Tensor:
+        return epan.attention(x, x, x, backend=name, **option(number))
+
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    x = torch.randn(1, 2, 6, 4, dtype=torch.float64)
+    for number in (2, 3, 4, 5):
+        tolerance.assert_within(compiled(x, number), function(x, number), band=tolerance.EXACT)
+    assert counter.graphs <= 2
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_packed_sequences_in_one_graph(name: str) -> None:
     offsets = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
 

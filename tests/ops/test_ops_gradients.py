@@ -161,11 +161,13 @@ def test_packed_sequences(kind: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", catalogue.backends())
-def test_packed_sequences_with_an_order_per_head(name: str) -> None:
-    """The order of a polynomial broadcasts over (1, H, T, 1); each sequence is as if alone."""
+@pytest.mark.parametrize("shape", [(), (2, 1), (7, 2, 1)], ids=["one", "per head", "per head and token"])
+def test_packed_sequences_with_a_tensor_order(shape: tuple[int, ...], name: str) -> None:
+    """The order of a polynomial broadcasts over (T, H, 1) as the scale does; each sequence is as if alone."""
     offsets = torch.tensor([0, 3, 7], dtype=torch.int32)
     q, k, v = draw(7, 2, 3), draw(7, 2, 3), draw(7, 2, 2)
-    order = torch.tensor([1.5, 24.0], dtype=torch.float64).view(2, 1, 1).requires_grad_()
+    order = (1.5 + 20.0 * torch.rand(shape, dtype=torch.float64)).requires_grad_()
+    by_head = order.expand(7, 2, 1).transpose(0, 1)
     packed = epan.attention_varlen(
         q, k, v, offsets, offsets, 4, 4, kernel=epan.Polynomial(order=order), is_causal=True, backend=name
     )
@@ -173,7 +175,7 @@ def test_packed_sequences_with_an_order_per_head(name: str) -> None:
     alone = [
         epan.attention(
             *(t[a:b].transpose(0, 1).unsqueeze(0) for t in (q, k, v)),
-            kernel=epan.Polynomial(order=order),
+            kernel=epan.Polynomial(order=by_head[:, a:b]),
             is_causal=True,
             backend="eager",
         )

@@ -11,9 +11,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from .._checks import as_integer, as_real, check_flag, check_floats, check_strided, fits, on_device
 from .._modes import is_traced, is_transformed
 from ..errors import EpanError, UnsupportedError, unknown_name
-from ..kernels import Kernel
+from ..kernels import Kernel, Polynomial
 from ..kernels import get as get_kernel
 from ..masks import Masking, Packing, combine_window, split_mask
 from ..normalizations import Normalization, Stats
@@ -150,12 +151,13 @@ def attention(
 
     Source: Santos et al. 2601.22766; Nadaraya 1964; Watson 1964.
     """
-    chosen_kernel, rule = _resolve(kernel, normalization, similarity, dropout_p, backend)
-    three = query.dim() == 3 if isinstance(query, Tensor) else False
-    if three and isinstance(key, Tensor) and isinstance(value, Tensor) and key.dim() == value.dim() == 3:
+    chosen_kernel, rule, dropout_p = _resolve(kernel, normalization, similarity, dropout_p, backend)
+    for name, flag in (("is_causal", is_causal), ("enable_gqa", enable_gqa), ("return_stats", return_stats)):
+        check_flag(flag, name)
+    _check_tensors(query, key, value)
+    three = query.dim() == key.dim() == value.dim() == 3
+    if three:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
-        if isinstance(attn_mask, Tensor) and type(attn_mask).__name__ != "CausalBias" and attn_mask.dim() == 3:
-            attn_mask = attn_mask.unsqueeze(1)
     query, key, value = _autocast(query, key, value)
     batch, heads, q_len, k_len = _check_shapes(query, key, value, enable_gqa)
     if is_causal and q_len != k_len:
@@ -168,10 +170,15 @@ def attention(
         )
     mask, right_from_mask, offset = split_mask(attn_mask, q_len, k_len)
     left, right = combine_window(is_causal, window, right_from_mask)
-    mask = None if mask is None else _four(mask, (batch, heads, q_len, k_len), "attn_mask")
-    slopes = _check_slopes(alibi_slopes, batch, heads)
+    if mask is not None:
+        mask = on_device(mask, "attn_mask", query)
+        mask = _four(
+            mask.unsqueeze(1) if three and mask.dim() == 3 else mask, (batch, heads, q_len, k_len), "attn_mask"
+        )
+    slopes = _check_slopes(alibi_slopes, batch, heads, query)
     masking = Masking(q_len, k_len, mask, left, right, slopes, offset)
-    beta = _check_scale(scale, query.shape[-1], (batch, heads, q_len, 1))
+    beta = _check_scale(scale, query, (batch, heads, q_len, 1))
+    chosen_kernel = _check_order(chosen_kernel, query)
     out, stats = _dispatch(
         query, key, value, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend
     )
@@ -207,9 +214,11 @@ def attention_varlen(
     query: (Tq, H, D); key: (Tk, Hk, D); value: (Tk, Hk, Dv); Hk divides H.
     cu_seq_q, cu_seq_k: int32 or int64 offsets, (sequences + 1,), from 0, non-decreasing (a sequence may be empty).
         Tokens after the last offset belong to no sequence: zero output, zero gradient.
-    max_q, max_k: length of the longest sequence; checked, so that a wrong one is not silently ignored.
+    max_q, max_k: the length of the longest sequence or more, as for flash-attention. They do not change the result; a
+        smaller number is refused, except under transforms and compilation, where the offsets cannot be looked at.
     is_causal: query i of a sequence sees its keys j ≤ i; needs the same offsets object twice.
-    scale: β; a float or a tensor of shape (H, 1) or (T, H, 1), with gradient.
+    scale: β; a float or a tensor of shape (), (H, 1) or (Tq, H, 1), with gradient. The same shapes are those of a tensor
+        order, ``kernel=epan.Polynomial(order=…)``.
     window, alibi_slopes ((H,)), kernel, normalization, similarity, dropout_p, backend: as in :func:`attention`; positions
         count within each sequence, from the top left.
 
@@ -223,11 +232,17 @@ def attention_varlen(
 
     Source: the layout is that of torch.nn.attention.varlen and flash-attention.
     """
-    chosen_kernel, rule = _resolve(kernel, normalization, similarity, dropout_p, backend)
+    chosen_kernel, rule, dropout_p = _resolve(kernel, normalization, similarity, dropout_p, backend)
+    for name, flag in (("is_causal", is_causal), ("return_stats", return_stats)):
+        check_flag(flag, name)
+    _check_tensors(query, key, value)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor) or tensor.dim() != 3:
-            found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise EpanError(f"{name} must be packed as (tokens, heads, size)", found=found)
+        if tensor.dim() != 3:
+            raise EpanError(
+                f"{name} must be packed",
+                found=f"shape {tuple(tensor.shape)}",
+                allowed="(tokens, heads, size)",
+            )
     query, key, value = _autocast(query, key, value)
     if is_causal and cu_seq_q is not cu_seq_k:
         raise EpanError(
@@ -235,9 +250,10 @@ def attention_varlen(
             found="two tensors",
             fix="pass cu_seq_q twice, or window=(None, 0) if top-left alignment of different lengths is meant",
         )
-    _check_offsets(cu_seq_q, query.shape[0], max_q, "q")
+    max_q, max_k = _check_longest(max_q, "max_q"), _check_longest(max_k, "max_k")
+    _check_offsets(cu_seq_q, query, query, max_q, "q")
     if cu_seq_k is not cu_seq_q or max_k != max_q or key.shape[0] != query.shape[0]:
-        _check_offsets(cu_seq_k, key.shape[0], max_k, "k")
+        _check_offsets(cu_seq_k, key, query, max_k, "k")
     if cu_seq_q.shape != cu_seq_k.shape:
         raise EpanError(
             "cu_seq_q and cu_seq_k hold different numbers of sequences", found=f"{len(cu_seq_q)}, {len(cu_seq_k)}"
@@ -245,17 +261,14 @@ def attention_varlen(
     q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
     _, heads, q_len, k_len = _check_shapes(q, k, v, True)
     left, right = combine_window(is_causal, window, None)
-    slopes = _check_slopes(alibi_slopes, 1, heads)
+    slopes = _check_slopes(alibi_slopes, 1, heads, query)
     masking = Masking(q_len, k_len, None, left, right, slopes, 0, Packing(cu_seq_q, cu_seq_k))
     if isinstance(scale, Tensor):
-        if scale.shape not in ((heads, 1), (q_len, heads, 1), (1, heads, 1), (q_len, 1, 1)):
-            raise EpanError(
-                "scale of packed sequences has a wrong shape",
-                found=tuple(scale.shape),
-                allowed=f"({heads}, 1) or ({q_len}, {heads}, 1)",
-            )
-        scale = scale.expand(q_len, heads, 1).transpose(0, 1).unsqueeze(0)
-    beta = _check_scale(scale, q.shape[-1], (1, heads, q_len, 1))
+        scale = _per_head(on_device(scale, "scale", query), q_len, heads, "scale")
+    beta = _check_scale(scale, q, (1, heads, q_len, 1))
+    chosen_kernel = _check_order(chosen_kernel, query)
+    if isinstance(chosen_kernel, Polynomial) and isinstance(chosen_kernel.order, Tensor):
+        chosen_kernel = Polynomial(_per_head(chosen_kernel.order, q_len, heads, "The order of Polynomial"))
     out, stats = _dispatch(q, k, v, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend)
     out = out.squeeze(0).transpose(0, 1)
     return (out, Stats(*(field.squeeze(0).transpose(0, 1) for field in stats))) if return_stats else out
@@ -330,22 +343,30 @@ def _announce(backend: str, reason: str) -> None:
 
 def _resolve(
     kernel: str | Kernel, normalization: str | Normalization, similarity: str, dropout_p: float, backend: str
-) -> tuple[Kernel, Normalization]:
+) -> tuple[Kernel, Normalization, float]:
     chosen_kernel, rule = get_kernel(kernel), get_normalization(normalization)
     if similarity not in _SIMILARITIES:
         raise unknown_name("similarity", similarity, _SIMILARITIES)
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS, {"flash": 'backend="tiled" has memory linear in length'})
     rule.check(chosen_kernel, similarity)
-    if not 0.0 <= dropout_p <= 1.0:
-        raise EpanError("dropout_p must be a probability", found=dropout_p, allowed="0 <= dropout_p <= 1")
-    return chosen_kernel, rule
+    probability = as_real(dropout_p)
+    if probability is None or not 0.0 <= probability <= 1.0:
+        raise EpanError("dropout_p must be a probability", found=repr(dropout_p), allowed="0 <= dropout_p <= 1")
+    return chosen_kernel, rule, probability
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """What must hold before the inputs are touched; autocast may still make their dtypes equal."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise EpanError(f"{name} must be a tensor", found=type(tensor).__name__, fix=f"torch.as_tensor({name})")
+        check_strided(tensor, name)
+        check_floats(tensor, name)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Inputs in the autocast dtype where autocast is on, as for scaled_dot_product_attention; float64 is left alone."""
-    if not all(isinstance(t, Tensor) for t in tensors):
-        return tensors
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
@@ -355,16 +376,12 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[int, int, int, int]:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise EpanError(f"{name} must be a tensor", found=type(tensor).__name__)
         if tensor.dim() != 4:
             raise EpanError(
                 f"{name} has the wrong number of dimensions",
                 found=f"shape {tuple(tensor.shape)}",
                 allowed="(batch, heads, length, size), or all three inputs (batch, length, size)",
             )
-        if not tensor.is_floating_point():
-            raise EpanError(f"{name} must be of floating point", found=str(tensor.dtype))
     if not query.dtype == key.dtype == value.dtype:
         raise EpanError(
             "query, key and value differ in dtype",
@@ -373,7 +390,9 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
         )
     if not query.device == key.device == value.device:
         raise EpanError(
-            "query, key and value are on different devices", found=f"{query.device}, {key.device}, {value.device}"
+            "query, key and value are on different devices",
+            found=f"{query.device}, {key.device}, {value.device}",
+            fix="move them to one device, e.g. key.to(query.device)",
         )
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if query.shape[0] != key.shape[0] or key.shape[:3] != value.shape[:3]:
@@ -396,11 +415,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
 
 
 def _broadcasts(tensor: Tensor, shape: tuple[int, ...], what: str) -> None:
-    try:
-        fits = torch.broadcast_shapes(tensor.shape, shape) == torch.Size(shape)
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not fits(tensor, shape):
         raise EpanError(
             f"{what} does not broadcast", found=f"shape {tuple(tensor.shape)}", allowed=f"broadcastable to {shape}"
         )
@@ -412,17 +427,20 @@ def _four(tensor: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
     return tensor.reshape(*[1] * (4 - tensor.dim()), *tensor.shape)
 
 
-def _check_scale(scale: float | Tensor | None, size: int, shape: tuple[int, ...]) -> float | Tensor:
+def _check_scale(scale: float | Tensor | None, query: Tensor, shape: tuple[int, ...]) -> float | Tensor:
     if scale is None:
-        return 1.0 / math.sqrt(size)
+        return 1.0 / math.sqrt(query.shape[-1])
     if not isinstance(scale, Tensor):
-        if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat, torch.SymInt)):
-            raise EpanError("scale must be a number, a tensor or None", found=scale)
-        if isinstance(scale, (int, float)) and not math.isfinite(scale):
-            raise EpanError("scale must be finite", found=scale)
-        return scale
-    if not scale.is_floating_point():
-        raise EpanError("A tensor scale must be of floating point", found=str(scale.dtype))
+        number = as_real(scale)
+        if number is None:
+            raise EpanError("scale must be a number, a tensor or None", found=repr(scale))
+        # Compared, not math.isfinite, which would break the graph of a symbolic number.
+        if not -math.inf < number < math.inf:
+            raise EpanError("scale must be finite", found=number)
+        return number
+    check_strided(scale, "scale")
+    check_floats(scale, "scale")
+    scale = on_device(scale, "scale", query)
     if scale.dim() == 1 and scale.shape[0] > 1:
         raise EpanError(
             "A scale of one dimension is ambiguous",
@@ -433,33 +451,72 @@ def _check_scale(scale: float | Tensor | None, size: int, shape: tuple[int, ...]
     return scale.to(torch.promote_types(scale.dtype, torch.float32))
 
 
-def _check_slopes(slopes: Tensor | None, batch: int, heads: int) -> Tensor | None:
+def _per_head(tensor: Tensor, q_len: int, heads: int, what: str) -> Tensor:
+    """A scale or an order of packed sequences, of shape (), (H, 1) or (Tq, H, 1), as (1, H, Tq, 1)."""
+    if not fits(tensor, (q_len, heads, 1)):
+        raise EpanError(
+            f"{what} has a wrong shape for packed sequences",
+            found=f"shape {tuple(tensor.shape)}",
+            allowed=f"(), ({heads}, 1) or ({q_len}, {heads}, 1)",
+        )
+    return tensor.reshape(*[1] * (3 - tensor.dim()), *tensor.shape).transpose(0, 1).unsqueeze(0)
+
+
+def _check_order(kernel: Kernel, query: Tensor) -> Kernel:
+    """The kernel with a tensor order where the query is."""
+    if not isinstance(kernel.order, Tensor):
+        return kernel
+    check_strided(kernel.order, "order")
+    check_floats(kernel.order, "order")
+    order = on_device(kernel.order, "order", query)
+    return Polynomial(order) if isinstance(kernel, Polynomial) and order is not kernel.order else kernel
+
+
+def _check_slopes(slopes: Tensor | None, batch: int, heads: int, query: Tensor) -> Tensor | None:
     if slopes is None:
         return None
-    if not isinstance(slopes, Tensor) or not slopes.is_floating_point():
-        found = str(slopes.dtype) if isinstance(slopes, Tensor) else type(slopes).__name__
-        raise EpanError("alibi_slopes must be a floating-point tensor", found=found, fix="use alibi_slopes.float()")
+    if not isinstance(slopes, Tensor):
+        raise EpanError("alibi_slopes must be a floating-point tensor", found=type(slopes).__name__)
+    check_strided(slopes, "alibi_slopes")
+    check_floats(slopes, "alibi_slopes")
     if slopes.shape not in ((heads,), (batch, heads)):
         raise EpanError(
             "alibi_slopes has a wrong shape", found=tuple(slopes.shape), allowed=f"({heads},) or ({batch}, {heads})"
         )
-    return slopes.reshape(-1, heads, 1, 1)
+    return on_device(slopes, "alibi_slopes", query).reshape(-1, heads, 1, 1)
 
 
-def _check_offsets(offsets: Tensor, total: int, longest: int, name: str) -> None:
-    if not isinstance(offsets, Tensor) or offsets.dim() != 1 or offsets.is_floating_point() or offsets.shape[0] < 2:
-        found = (
-            f"{offsets.dtype} of shape {tuple(offsets.shape)}"
-            if isinstance(offsets, Tensor)
-            else type(offsets).__name__
-        )
+def _check_longest(longest: int, name: str) -> int:
+    number = as_integer(longest)
+    if number is None:
         raise EpanError(
-            f"cu_seq_{name} must hold the integer offsets of the sequences", found=found, allowed="(sequences + 1,)"
+            f"{name} must be an integer", found=repr(longest), allowed="the length of the longest sequence, or more"
         )
-    # A look at the values would break tracing.
-    if is_traced():
+    return number
+
+
+def _check_offsets(offsets: Tensor, tokens: Tensor, query: Tensor, longest: int, name: str) -> None:
+    if not isinstance(offsets, Tensor):
+        found = type(offsets).__name__
+    else:
+        check_strided(offsets, f"cu_seq_{name}")
+        found = f"{offsets.dtype} of shape {tuple(offsets.shape)}"
+    if (
+        not isinstance(offsets, Tensor)
+        or offsets.dim() != 1
+        or offsets.dtype not in (torch.int32, torch.int64)
+        or offsets.shape[0] < 2
+    ):
+        raise EpanError(
+            f"cu_seq_{name} must hold the integer offsets of the sequences",
+            found=found,
+            allowed="int32 or int64 of shape (sequences + 1,)",
+        )
+    on_device(offsets, f"cu_seq_{name}", query)
+    # A look at the values would break tracing, and a meta tensor has none.
+    if is_traced() or offsets.is_meta:
         return
-    values = offsets.tolist()
+    values, total = offsets.tolist(), tokens.shape[0]
     lengths = [b - a for a, b in zip(values, values[1:], strict=False)]
     if values[0] != 0 or min(lengths) < 0 or values[-1] > total:
         raise EpanError(
@@ -467,4 +524,8 @@ def _check_offsets(offsets: Tensor, total: int, longest: int, name: str) -> None
             found=f"{values[:4]}…{values[-1]} for {total} tokens",
         )
     if max(lengths) > longest:
-        raise EpanError(f"max_{name} is smaller than the longest sequence", found=f"{longest} < {max(lengths)}")
+        raise EpanError(
+            f"max_{name} is smaller than the longest sequence",
+            found=f"{longest} < {max(lengths)}",
+            fix=f"pass max_{name}={max(lengths)}, or any larger number",
+        )
