@@ -194,7 +194,9 @@ def test_kernels_with_parameters_of_their_own_are_not_confused() -> None:
     assert len({first, second}) == 2
 
 
-@pytest.mark.parametrize("order", [float("inf"), 10**400, torch.tensor([2.0, float("inf")])], ids=["float", "integer", "tensor"])
+@pytest.mark.parametrize(
+    "order", [float("inf"), 10**400, torch.tensor([2.0, float("inf")])], ids=["float", "integer", "tensor"]
+)
 def test_infinite_orders_name_the_gaussian(order: float) -> None:
     with pytest.raises(EpanError, match="finite") as caught:
         Polynomial(order)
