@@ -26,8 +26,9 @@ from .base import usable_maximum
 
 __all__ = ["solve_level", "sparse_rows"]
 
-# Rows are searched for candidates in pieces of about this many scores, and iterated on in smaller ones, for the caches.
-SEARCH_ELEMENTS = 1 << 20
+# Rows are searched for candidates in pieces of about this many scores (few, because each starts many small operations),
+# and iterated on in smaller ones, for the caches.
+SEARCH_ELEMENTS = 1 << 22
 CHUNK_ELEMENTS = 1 << 18
 # A row is compacted to its candidates if at most this share of its groups of neighbours holds any.
 COMPACT_BELOW = 0.6
