@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class Kernel(ABC):
 
     name: ClassVar[str]
     order: ClassVar[float | Tensor | None] = None
+    # The GPU path: φ and φ' as plain functions of (u, order) in ``tl`` terms, of u = 1 + x/support where
+    # that is positive and 0 elsewhere; both must be 0 at u = 0.
+    device_profile: ClassVar[Callable[..., Any] | None] = None
+    device_derivative: ClassVar[Callable[..., Any] | None] = None
     # Set once per instance; lets custom operators, which take only numbers, name the kernel.
     handle: int = field(init=False, repr=False, compare=False, default=-1)
 
@@ -88,6 +93,18 @@ class Kernel(ABC):
         return x >= -self.support if self.is_closed else x > -self.support
 
 
+# triton.language, which stands here where ops/triton runs the two functions below.
+tl: Any
+
+
+def _device_profile(u, order):  # type: ignore[no-untyped-def]
+    return tl.where(u > 0, tl.exp2(order * tl.log2(tl.maximum(u, 1e-30))), 0.0)
+
+
+def _device_derivative(u, order):  # type: ignore[no-untyped-def]
+    return tl.where(u > 0, tl.exp2((order - 1.0) * tl.log2(tl.maximum(u, 1e-30))), 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class RectifiedPolynomial(Kernel):
     r"""The family :math:`\varphi_n(x) = [1 + x/n]_+^n` of order n ≥ 1; on distances :math:`[1 - d^2/h^2]_+^n`, :math:`h^2 = 2n/\beta`.
@@ -102,6 +119,8 @@ class RectifiedPolynomial(Kernel):
     LOG_FORM_ABOVE: ClassVar[float] = 16.0
 
     order: ClassVar[float | Tensor]
+    device_profile = staticmethod(_device_profile)
+    device_derivative = staticmethod(_device_derivative)
 
     @property
     def support(self) -> float | Tensor:

@@ -12,6 +12,14 @@ from .base import RectifiedPolynomial
 __all__ = ["Triweight"]
 
 
+def _device_profile(u, order):  # type: ignore[no-untyped-def]
+    return u * u * u
+
+
+def _device_derivative(u, order):  # type: ignore[no-untyped-def]
+    return u * u
+
+
 @final
 @dataclass(frozen=True)
 class Triweight(RectifiedPolynomial):
@@ -24,6 +32,8 @@ class Triweight(RectifiedPolynomial):
 
     name: ClassVar[str] = "triweight"
     order: ClassVar[float] = 3.0
+    device_profile = staticmethod(_device_profile)
+    device_derivative = staticmethod(_device_derivative)
 
     def power(self, base: Tensor) -> Tensor:
         return base * base * base

@@ -1,0 +1,79 @@
+"""Compiles the fused GPU kernels for sm_90 on a machine without a GPU: ``python tests/ops/compiled.py``.
+
+Prints a line per kernel: the case, its name, and the number of matrix instructions of a warp group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import epan
+from epan.masks import Masking
+from epan.ops.triton.launch import Problem, backward, forward
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+}
+OPTIONS = ("num_warps", "num_stages")
+seen: set[tuple[str, str]] = set()
+case = ""
+
+
+def compile_only(self: Any, *args: Any, grid: Any = None, warmup: bool = False, **named: Any) -> None:
+    """In the place of a launch: compiles the kernel for the arguments as the launcher would specialise them."""
+    if (case, self.__name__) in seen:
+        return
+    seen.add((case, self.__name__))
+    options = {name: named.pop(name) for name in OPTIONS if name in named}
+    values = {**dict(zip(self.arg_names, args, strict=False)), **named}
+    signature, constants, hints = {}, {}, {}
+    for place, parameter in enumerate(self.params):
+        value = values[parameter.name]
+        kind = "fp32"
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            kind, constants[(place,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            kind, hints[(place,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            kind = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                hints[(place,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = kind
+    source = ASTSource(fn=self, signature=signature, constexprs=constants, attrs=hints)
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    print(case, self.__name__, kernel.asm["ptx"].count("wgmma.mma_async"), flush=True)
+
+
+def go(name: str, kernel: str, rule: str, size: int, *, euclidean: bool = False, slopes: bool = False) -> None:
+    global case
+    case = name
+    length, heads = 512, 2
+    q, k, v, grad = (torch.zeros(1, heads, length, size, dtype=torch.bfloat16) for _ in range(4))
+    scale, seed = torch.full((), 0.1).expand(1, heads, length), torch.zeros((), dtype=torch.long)
+    alibi = torch.ones(1, heads, 1, 1) if slopes else None
+    masking = Masking(length, length, None, None, 0, alibi)
+    plain = not slopes
+    problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), euclidean, 0.0, plain)
+    out, reference, level, divisor, _, _, _, *lists = forward(problem, q, k, v, scale, seed, slopes)
+    needs = {"q", "k", "v"} | ({"scale", "slopes"} if slopes else set())
+    backward(problem, grad, q, k, v, scale, seed, out, (reference, level, divisor), tuple(lists), needs)
+
+
+if __name__ == "__main__":
+    JITFunction.run = compile_only
+    go("plain-64", "biweight", "adaptive", 64)
+    go("plain-128", "biweight", "adaptive", 128)
+    go("alibi", "epanechnikov", "anchored", 64, slopes=True)
+    go("fixed", "triweight", "fixed", 64, euclidean=True)
