@@ -173,6 +173,47 @@ def _weights(u, order, PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.cons
 
 
 @triton.jit
+def _sum_step(
+    f, g, q, K, k_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile, q_len, k_len,
+    reference, factor, level, order,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, PROFILE: tl.constexpr, SLOPE: tl.constexpr,
+    GENERAL: tl.constexpr, EUCLIDEAN: tl.constexpr, BIAS_KIND: tl.constexpr, ALIBI: tl.constexpr, EDGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of Σφ and Σφ' of :func:`attend`."""
+    k = load_rows(K, tile * BN, k_l, k_len, BN, D, DP, not EDGE)
+    z, raw = tile_scores(
+        q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BN, q_len, k_len,
+        BN, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, EDGE, False, PRECISION,
+    )  # fmt: skip
+    x, y = _sums(argument(z, reference, factor, level, False), order, PROFILE, SLOPE)
+    return f + x, g + y
+
+
+@triton.jit
+def _output_step(
+    acc, f, g, size, q, K, V, k_l, v_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile,
+    head, q_len, k_len, reference, factor, level, order, SEED, drop,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr,
+    PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, GENERAL: tl.constexpr, EUCLIDEAN: tl.constexpr,
+    BIAS_KIND: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr, EDGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of the output of :func:`attend` and of the sums at its level."""
+    k = load_rows(K, tile * BN, k_l, k_len, BN, D, DP, not EDGE)
+    z, raw = tile_scores(
+        q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BN, q_len, k_len,
+        BN, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, EDGE, False, PRECISION,
+    )  # fmt: skip
+    p, x, y, w = _weights(argument(z, reference, factor, level, False), order, PROFILE, SLOPE, RULE, STATS)
+    if DROPOUT:
+        p *= kept(SEED, head, rows, tile * BN, drop, BN, False)
+    v = load_rows(V, tile * BN, v_l, k_len, BN, E, EP, not EDGE)
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return acc, f + x, g + y, size + w
+
+
+@triton.jit
 def attend(
     Q, K, V, SCALE, Q_HALF, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
     REFERENCE, BOUND, LIST, COUNT, OUT, LEVEL, DIVISOR, THRESHOLD, SUPPORT, PARTITION, SEED,
@@ -216,24 +257,18 @@ def attend(
             g = tl.zeros([BM], tl.float32)
             for step in range(edges * SPLIT):
                 tile = edge_tile(step // SPLIT, first, inner, outer) * SPLIT + step % SPLIT
-                k = load_rows(K, tile * BS, k_l, k_len, BS, D, DP, False)
-                z, raw = tile_scores(
-                    q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BS, q_len, k_len,
-                    BS, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, True, False, PRECISION,
+                f, g = _sum_step(
+                    f, g, q, K, k_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile, q_len, k_len,
+                    reference, factor, level, order,
+                    D, DP, BS, PROFILE, SLOPE, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, True, PRECISION,
                 )  # fmt: skip
-                x, y = _sums(argument(z, reference, factor, level, False), order, PROFILE, SLOPE)
-                f += x
-                g += y
             for step in range(count * SPLIT):
                 tile = tl.load(LIST + step // SPLIT) * SPLIT + step % SPLIT
-                k = load_rows(K, tile * BS, k_l, k_len, BS, D, DP, True)
-                z, raw = tile_scores(
-                    q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BS, q_len, k_len,
-                    BS, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, False, False, PRECISION,
+                f, g = _sum_step(
+                    f, g, q, K, k_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile, q_len, k_len,
+                    reference, factor, level, order,
+                    D, DP, BS, PROFILE, SLOPE, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, False, PRECISION,
                 )  # fmt: skip
-                x, y = _sums(argument(z, reference, factor, level, False), order, PROFILE, SLOPE)
-                f += x
-                g += y
             live = valid & (g > 0)
             # A step on f^{1/n} from above the root stays above it, and one on f lands above it from either side.
             step_f = (f - 1.0) / (order * tl.maximum(g, 1e-30))
@@ -250,34 +285,18 @@ def attend(
     size = tl.zeros([BM], tl.float32)
     for step in range(edges * SPLIT):
         tile = edge_tile(step // SPLIT, first, inner, outer) * SPLIT + step % SPLIT
-        k = load_rows(K, tile * BS, k_l, k_len, BS, D, DP, False)
-        z, raw = tile_scores(
-            q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BS, q_len, k_len,
-            BS, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, True, False, PRECISION,
+        acc, f, g, size = _output_step(
+            acc, f, g, size, q, K, V, k_l, v_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile,
+            head, q_len, k_len, reference, factor, level, order, SEED, drop,
+            D, DP, E, EP, BS, PROFILE, SLOPE, RULE, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, DROPOUT, STATS, True, PRECISION,
         )  # fmt: skip
-        p, x, y, w = _weights(argument(z, reference, factor, level, False), order, PROFILE, SLOPE, RULE, STATS)
-        f += x
-        g += y
-        size += w
-        if DROPOUT:
-            p *= kept(SEED, head, rows, tile * BS, drop, BS, False)
-        v = load_rows(V, tile * BS, v_l, k_len, BS, E, EP, False)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     for step in range(count * SPLIT):
         tile = tl.load(LIST + step // SPLIT) * SPLIT + step % SPLIT
-        k = load_rows(K, tile * BS, k_l, k_len, BS, D, DP, True)
-        z, raw = tile_scores(
-            q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BS, q_len, k_len,
-            BS, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, False, False, PRECISION,
+        acc, f, g, size = _output_step(
+            acc, f, g, size, q, K, V, k_l, v_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile,
+            head, q_len, k_len, reference, factor, level, order, SEED, drop,
+            D, DP, E, EP, BS, PROFILE, SLOPE, RULE, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, DROPOUT, STATS, False, PRECISION,
         )  # fmt: skip
-        p, x, y, w = _weights(argument(z, reference, factor, level, False), order, PROFILE, SLOPE, RULE, STATS)
-        f += x
-        g += y
-        size += w
-        if DROPOUT:
-            p *= kept(SEED, head, rows, tile * BS, drop, BS, False)
-        v = load_rows(V, tile * BS, v_l, k_len, BS, E, EP, True)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     live = f > 0
     divisor = tl.where(live, f, 1.0)
     acc = acc / divisor[:, None]
