@@ -60,7 +60,8 @@ def check_strided(tensor: Tensor, name: str) -> None:
 
 
 def check_floats(tensor: Tensor, name: str) -> None:
-    """Refuses integers, complex numbers and floats too small to compute with."""
+    """Refuses sparse and nested tensors, integers, complex numbers and floats too small to compute with."""
+    check_strided(tensor, name)
     if tensor.dtype not in FLOATS:
         raise EpanError(
             f"{name} must be a floating-point tensor",

@@ -361,7 +361,6 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise EpanError(f"{name} must be a tensor", found=type(tensor).__name__, fix=f"torch.as_tensor({name})")
-        check_strided(tensor, name)
         check_floats(tensor, name)
 
 
@@ -438,7 +437,6 @@ def _check_scale(scale: float | Tensor | None, query: Tensor, shape: tuple[int, 
         if not -math.inf < number < math.inf:
             raise EpanError("scale must be finite", found=number)
         return number
-    check_strided(scale, "scale")
     check_floats(scale, "scale")
     scale = on_device(scale, "scale", query)
     if scale.dim() == 1 and scale.shape[0] > 1:
@@ -466,7 +464,6 @@ def _check_order(kernel: Kernel, query: Tensor) -> Kernel:
     """The kernel with a tensor order where the query is."""
     if not isinstance(kernel.order, Tensor):
         return kernel
-    check_strided(kernel.order, "order")
     check_floats(kernel.order, "order")
     order = on_device(kernel.order, "order", query)
     return Polynomial(order) if isinstance(kernel, Polynomial) and order is not kernel.order else kernel
@@ -477,7 +474,6 @@ def _check_slopes(slopes: Tensor | None, batch: int, heads: int, query: Tensor) 
         return None
     if not isinstance(slopes, Tensor):
         raise EpanError("alibi_slopes must be a floating-point tensor", found=type(slopes).__name__)
-    check_strided(slopes, "alibi_slopes")
     check_floats(slopes, "alibi_slopes")
     if slopes.shape not in ((heads,), (batch, heads)):
         raise EpanError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import as_integer, check_floats, check_strided, fits, on_device
+from .._checks import as_integer, check_floats, fits, on_device
 from ..errors import EpanError
 from ..kernels import Kernel, Polynomial
 from ..kernels import get as get_kernel
@@ -62,7 +62,6 @@ def attention_weights(
             found=type(scores).__name__,
             fix="use torch.as_tensor(scores).float()",
         )
-    check_strided(scores, "scores")
     check_floats(scores, "scores")
     dim = _check_dim(dim, scores)
     kernel = _check_order(kernel, scores, dim)
@@ -110,7 +109,6 @@ def _check_order(kernel: Kernel, scores: Tensor, dim: int) -> Kernel:
     order = kernel.order
     if not isinstance(order, Tensor):
         return kernel
-    check_strided(order, "order")
     check_floats(order, "order")
     order = on_device(order, "order", scores, "scores")
     rows = [*scores.shape[:dim], 1, *scores.shape[dim + 1 :]]
