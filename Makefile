@@ -17,6 +17,8 @@ PY := $(VENV)/bin/python
 PIP := "$(PY)" -m pip --disable-pip-version-check
 METADATA := pyproject.toml src/epan/_version.py
 WHICH_PYTHON := import os, platform, sys; print("Python", platform.python_version(), "in", os.path.realpath(sys.base_prefix))
+# Where PyTorch brings no Triton of its own, the tests of the GPU kernels take the one whose interpreter they are known to run in.
+CONSTRAIN := from importlib.metadata import version; from importlib.util import find_spec; print("torch==" + version("torch")); print("triton<3.7" if find_spec("triton") is None else "triton==" + version("triton"))
 COUNT_CORES := import os; n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(); print(min(n or 1, 8))
 
 .PHONY: help demo test check lint types contracts format env clean distclean same-python FORCE
@@ -98,7 +100,7 @@ $(VENV)/.torch:
 	"$(PY)" scripts/check_python.py; \
 	if [ -f "$@" ]; then $(PIP) uninstall --yes --quiet torch; rm -f "$@"; fi; \
 	$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"; \
-	"$(PY)" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > "$(VENV)/torch-constraint.txt"; \
+	"$(PY)" -c '$(CONSTRAIN)' > "$(VENV)/torch-constraint.txt"; \
 	echo "$(strip $(TORCH) $(TORCH_INDEX))" > "$@"
 
 # The constraint file holds the second step to the PyTorch of the first.

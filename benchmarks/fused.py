@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import epan
 from epan.masks import Masking
-from epan.ops.triton.launch import Problem, backward, forward
+from epan.ops.triton.launch import Forward, Problem, backward, forward
 
 SEGMENT, SPREAD = 256, 0.85
 
@@ -54,7 +54,9 @@ def device_time(function: Callable[[], object]) -> tuple[float, dict[str, float]
         torch.cuda.synchronize()
     times = {event.key: event.device_time_total / 3000 for event in profiler.key_averages()}
     ours = {
-        name: round(times[name], 3) for name in ("sweep", "attend", "by_rows", "columns", "by_columns") if name in times
+        name: round(times[name], 3)
+        for name in ("prepare", "sweep", "attend", "by_rows", "by_columns", "merge")
+        if name in times
     }
     return sum(times.values()), ours
 
@@ -83,14 +85,14 @@ def main() -> None:
                 scale = torch.full((), beta, device="cuda").expand(1, heads, length)
                 seed = torch.zeros((), dtype=torch.long, device="cuda")
 
-                def ahead(p: Problem = problem, t: tuple[Tensor, ...] = (q, k, v, scale, seed)) -> tuple[Tensor, ...]:
+                def ahead(p: Problem = problem, t: tuple[Tensor, ...] = (q, k, v, scale, seed)) -> Forward:
                     return forward(p, *t, False)
 
                 def both(
                     p: Problem = problem, t: tuple[Tensor, ...] = (q, k, v, scale, seed), g: Tensor = grad
                 ) -> None:
                     found = ahead(p, t)
-                    backward(p, g, *t, found[0], found[1:4], found[7:10], {"q", "k", "v"})
+                    backward(p, g, *t, found.out, found.saved, {"q", "k", "v"})
 
                 one, _ = device_time(ahead)
                 two, parts = device_time(both)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Uniform,
     )
     from .normalizations import Adaptive, Anchored, Fixed, Nearest, Normalization, Stats
-    from .ops import attention, attention_varlen, attention_weights
+    from .ops import attention, attention_varlen, attention_weights, reorder_probe
     from .training.loading import load
 
 # Where each public name lives; loaded at first use (PEP 562), so that `import epan` is instant and needs only torch.
@@ -51,6 +51,7 @@ _HOME = {
     "attention": "ops",
     "attention_varlen": "ops",
     "attention_weights": "ops",
+    "reorder_probe": "ops",
     "load": "training.loading",
 }
 _MODULES = (

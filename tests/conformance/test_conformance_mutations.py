@@ -323,7 +323,7 @@ def one_pack(*args: Any, **options: Any) -> Any:
     dense = {name: call.pop(name).transpose(0, 1).unsqueeze(0) for name in ("query", "key", "value")}
     rows, columns = (torch.repeat_interleave(torch.arange(len(cu) - 1), cu.diff()) for cu in (cu_q, cu_k))
     out, stats = ATTENTION(**dense, **call, attn_mask=rows[:, None] == columns, enable_gqa=True)
-    return out[0].transpose(0, 1), epan.Stats(*(field[0].transpose(0, 1) for field in stats))
+    return out[0].transpose(0, 1), epan.Stats(*(field[0].transpose(0, 1) for field in stats[:3]))
 
 
 def to_the_end(offsets: Callable[[Call], Tensor]) -> Mutation:

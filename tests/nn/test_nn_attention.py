@@ -170,7 +170,7 @@ def test_every_method_runs_and_reports(method: tuple[Any, Any]) -> None:
     layer = KernelAttention(WIDTH, HEADS, kernel=method[0], normalization=method[1], positions="half")
     out, stats = layer(torch.randn(2, LENGTH, WIDTH), is_causal=True, return_stats=True)
     assert bool(torch.isfinite(out).all())
-    assert all(field.shape == (2, HEADS, LENGTH) for field in stats)
+    assert all(field.shape == (2, HEADS, LENGTH) for field in stats[:3])
 
 
 @pytest.mark.parametrize("positions", ["rope", "alibi", "nope", "half"])

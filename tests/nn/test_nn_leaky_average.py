@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from epan.errors import EpanError
 from epan.nn import GatedLeakyAverage, LeakyAverage, leaky_average
+from epan.testing.tolerance import NOISE, assert_equal_bits, assert_within, band
 
 LENGTHS = [1, 2, 15, 16, 17, 47, 48, 49, 50, 67, 128, 130, 251, 1000]
 RATES = [0.0, 1e-6, 0.3, 5.0, 40.0, 1e4]
@@ -202,3 +207,54 @@ def test_huge_gates_stay_finite() -> None:
 def test_wrong_shapes_are_refused(x: tuple[int, ...], rate: tuple[int, ...], state: tuple[int, ...] | None) -> None:
     with pytest.raises(EpanError, match="leaky_average"):
         leaky_average(torch.randn(x), torch.rand(rate), None if state is None else torch.randn(state))
+
+
+def script(name: str, *arguments: str) -> str:
+    """What a script of tests/ops prints: Triton's interpreter is chosen for a whole process."""
+    pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
+    path = Path(__file__).parents[1] / "ops" / name
+    command = [sys.executable, "-W", "ignore", str(path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["float32", "float16", "second", "containment", "surroundings"])
+def test_the_gpu_kernel_in_the_interpreter(group: str) -> None:
+    assert f"passed {group}" in script("interpreted_leaky.py", group)
+
+
+@pytest.mark.slow
+def test_the_gpu_kernel_compiles_for_hopper() -> None:
+    lines = {tuple(line.split()[:2]) for line in script("compiled_leaky.py").splitlines()}
+    cases = {"short-averages"} | {
+        f"{name}-{part}" for name in ("long", "gated", "plain", "wide") for part in ("ends", "averages")
+    }
+    assert lines == {(case, kernel) for case in cases for kernel in ("average", "average_backward")}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["per head", "per step"])
+@pytest.mark.parametrize("length", [1, 100, 4097, 20_000])
+def test_the_gpu_agrees_with_plain_torch(length: int, kind: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, length, len(RATES) * 24).unflatten(-1, (len(RATES), 24)).transpose(1, 2).to(dtype)
+    rate, state = rates_of(kind, 2, length), torch.randn(2, len(RATES), 24)
+    grad = torch.randn_like(x)
+
+    def answers(device: str, precision: torch.dtype, noise: float = 0.0) -> list[Tensor]:
+        kept = torch.promote_types(precision, torch.float32)
+        leaves = [x.to(device, precision), rate.to(device, kept), state.to(device, kept)]
+        leaves = [(leaf * (1 + noise * torch.randn_like(leaf))).detach().requires_grad_() for leaf in leaves]
+        out = leaky_average(*leaves)
+        assert_equal_bits(leaky_average(*leaves), out)
+        found = [out, *torch.autograd.grad(out, leaves, grad.to(device, out.dtype))]
+        return [result.detach().cpu() for result in found]
+
+    reference = answers("cpu", torch.float64)
+    moved = answers("cpu", torch.float64, NOISE * torch.finfo(torch.float32).eps)
+    results = zip(answers("cuda", dtype), reference, moved, answers("cpu", dtype), strict=True)
+    for place, (got, right, other, base) in enumerate(results):
+        width = band(right, [other], got.dtype)
+        assert_within(got, right, base, kind="gradient" if place else "output", band=width, label=f"result {place}")

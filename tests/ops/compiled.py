@@ -66,9 +66,9 @@ def go(name: str, kernel: str, rule: str, size: int, *, euclidean: bool = False,
     masking = Masking(length, length, None, None, 0, alibi)
     plain = not slopes
     problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), euclidean, 0.0, plain)
-    out, reference, level, divisor, _, _, _, *lists = forward(problem, q, k, v, scale, seed, slopes)
+    found = forward(problem, q, k, v, scale, seed, slopes)
     needs = {"q", "k", "v"} | ({"scale", "slopes"} if slopes else set())
-    backward(problem, grad, q, k, v, scale, seed, out, (reference, level, divisor), tuple(lists), needs)
+    backward(problem, grad, q, k, v, scale, seed, found.out, found.saved, needs)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_fake_tensors_have_the_right_shapes(options: dict[str, Any], name: str) 
             k, v = (torch.randn(2, 2, 7, n, dtype=dtype, requires_grad=True) for n in (8, 3))
             out, stats = epan.attention(q, k, v, enable_gqa=True, return_stats=True, backend=name, **options)
             assert (out.shape, out.dtype) == ((2, 4, 7, 3), dtype)
-            for field in stats:
+            for field in stats[:3]:
                 assert field.shape == (2, 4, 7)
             for leaf, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
                 assert (grad.shape, grad.dtype) == (leaf.shape, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import math
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 import epan
-from epan.errors import EpanError
+from epan.errors import EpanError, UnsupportedError
 from epan.normalizations import Stats
 from epan.ops import attention as _public
+from epan.ops.attention import choose_backend
+from epan.ops.triton import support
 from epan.testing import catalogue, tolerance
 
 MODULE = "epan.ops.attention"
@@ -106,6 +110,77 @@ def test_auto_logs_each_choice_once_with_its_reason(calls: list[str], caplog: py
     assert len(calls) == 6
 
 
+def on_a_gpu(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor that says it is on a GPU, wherever this runs."""
+    with FakeTensorMode():
+        return torch.empty(shape, dtype=dtype, device="cuda:0")
+
+
+def test_auto_takes_triton_on_a_gpu_for_what_it_has_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "_found", {torch.device("cuda:0"): None})
+    query = on_a_gpu(1, 2, 5, 64)
+    name, reason = choose_backend(query)
+    assert name == "triton"
+    assert "NVIDIA" in reason
+    learnt = epan.Polynomial(order=torch.tensor(2.0))
+    radius = epan.Uniform(radius=1.0)
+    for changes, word in (
+        ({"query": on_a_gpu(1, 2, 5, 64, dtype=torch.float64)}, "float64"),
+        ({"query": on_a_gpu(1, 2, 5, 257)}, "head size"),
+        ({"value": on_a_gpu(1, 2, 5, 264)}, "head size"),
+        ({"kernel": learnt}, "order"),
+        ({"kernel": radius, "normalization": epan.Fixed()}, "uniform"),
+    ):
+        name, reason = choose_backend(**{"query": query, **changes})
+        assert name == "tiled"
+        assert "not triton, because" in reason
+        assert word in reason
+    assert (
+        choose_backend(query, kernel=epan.kernels.get("gaussian"), normalization=epan.Fixed(empty="zero"))[0]
+        == "triton"
+    )
+
+
+def test_auto_leaves_other_dtypes_and_nearest_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "_found", {torch.device("cuda:0"): None})
+    gaussian, nearest = epan.kernels.get("gaussian"), epan.Nearest(k=3)
+    cases: tuple[dict[str, Any], ...] = (
+        {"query": on_a_gpu(1, 2, 5, 64, dtype=torch.float16)},
+        {"query": on_a_gpu(1, 2, 5, 64, dtype=torch.float32)},
+        {"query": on_a_gpu(1, 2, 5, 64), "kernel": gaussian, "normalization": nearest},
+    )
+    for case in cases:
+        name, reason = choose_backend(**case)
+        assert name == "tiled"
+        assert 'backend="triton"' in reason
+
+
+def test_without_a_gpu_that_can_auto_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = on_a_gpu(1, 2, 5, 64)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for capability, expected in (((7, 5), "tiled"), ((8, 0), "triton"), ((9, 0), "triton")):
+        monkeypatch.setattr(support, "_found", {})
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert choose_backend(query)[0] == expected
+    monkeypatch.setattr(support, "_found", {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    name, reason = choose_backend(query)
+    assert name == "tiled"
+    assert "Triton is not installed" in reason
+
+
+def test_triton_asked_for_by_name_never_falls_back(calls: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="epan"):
+        for call in (lambda: attend("triton"), lambda: attend_packed("triton")):
+            with pytest.raises(UnsupportedError, match="backend='triton' with an input on 'cpu'") as caught:
+                call()
+            assert caught.value.fix
+    assert not calls
+    assert not caplog.records
+
+
 def test_an_explicit_choice_logs_nothing(calls: list[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="epan"):
         for name in BACKENDS:
@@ -136,12 +211,13 @@ def test_statistics_come_only_if_asked_for(name: str) -> None:
     out, stats = pair
     assert isinstance(out, Tensor)
     assert isinstance(stats, Stats)
-    assert stats._fields == ("threshold", "support_size", "partition")
-    for field in stats:
+    assert stats._fields == ("threshold", "support_size", "partition", "tile_density")
+    assert stats.tile_density is None, "only backends that leave out whole tiles know a density"
+    for field in stats[:3]:
         assert field.shape == (2, 4, 5)
         assert not field.requires_grad
     x, offsets = torch.randn(5, 4, 8, requires_grad=True), torch.tensor([0, 2, 4])
     _, packed = epan.attention_varlen(x, x, x, offsets, offsets, 2, 2, return_stats=True, backend=name)
-    for field in packed:
+    for field in packed[:3]:
         assert field.shape == (5, 4)  # type: ignore[union-attr]
         assert not field.requires_grad  # type: ignore[union-attr]

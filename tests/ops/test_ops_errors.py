@@ -259,12 +259,12 @@ def test_mistakes_say_what_was_found_and_what_to_do(
 @pytest.mark.parametrize(
     ("misspelt", "words"),
     [
-        ("eagre", ("'eagre'", "did you mean 'eager'?", "auto, eager, tiled")),
-        ("titled", ("'titled'", "did you mean 'tiled'?")),
-        ("flash", ("'flash'", 'backend="tiled"')),
-        ("cuda", ("'cuda'", "auto, eager, tiled")),
-        ("", ("''", "auto, eager, tiled")),
-        (None, ("None", "auto, eager, tiled")),
+        ("eagre", ("'eagre'", "did you mean 'eager'?", "auto, eager, tiled, triton")),
+        ("titled", ("'titled'", "did you mean 'tiled'")),
+        ("flash", ("'flash'", 'backend="triton"', 'backend="tiled"')),
+        ("cuda", ("'cuda'", "auto, eager, tiled, triton")),
+        ("", ("''", "auto, eager, tiled, triton")),
+        (None, ("None", "auto, eager, tiled, triton")),
     ],
 )
 def test_unknown_backends(misspelt: Any, words: tuple[str, ...]) -> None:

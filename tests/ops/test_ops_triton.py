@@ -1,15 +1,29 @@
-"""The fused GPU kernels without a GPU: conformance in Triton's interpreter, and compilation for sm_90."""
+"""The fused GPU kernels: conformance in Triton's interpreter, compilation for sm_90, and the same cases on a GPU."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from fused_cases import GROUPS, ITEMS
 
-pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
+import epan
+from epan.errors import UnsupportedError
+from epan.testing import conformance
+from epan.testing.execution import backend
+from epan.testing.inputs import Case
+
 HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton (pip install triton, on Linux)"
+)
 
 
 def run(script: str, *arguments: str) -> str:
@@ -20,19 +34,67 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("group", ["adaptive", "anchored", "fixed", "gaussian", "containment"])
-def test_conformance_in_the_interpreter(group: str) -> None:
-    assert f"passed {group}" in run("interpreted.py", group)
+@pytest.mark.parametrize("group", GROUPS)
+def test_in_the_interpreter(group: str) -> None:
+    passed = [line.split()[1] for line in run("interpreted.py", *GROUPS[group]).splitlines() if "passed" in line]
+    assert passed == GROUPS[group]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ITEMS)
+def test_on_a_gpu(name: str) -> None:
+    ITEMS[name](backend("triton"), backend("eager"))
+
+
+@needs_triton
 @pytest.mark.slow
 def test_every_kernel_compiles_for_hopper() -> None:
     lines = [line.split() for line in run("compiled.py").splitlines()]
     found = {(name, case) for case, name, *_ in lines}
-    kernels = {"sweep", "attend", "by_rows", "columns", "by_columns"}
+    products = {"sweep", "attend", "by_rows", "by_columns"}
     cases = {case for case, *_ in lines}
     assert len(cases) == 4
-    assert {name for name, _ in found} == kernels
+    assert {name for name, _ in found} >= products | {"prepare"}
     # The products go through the warp-group matrix instructions of that chip.
-    assert all(int(products) > 0 for _, name, products in lines if name != "columns")
+    assert all(int(count) > 0 for _, name, count in lines if name in products)
+
+
+def test_tensors_elsewhere_are_refused() -> None:
+    x = torch.randn(1, 1, 4, 8)
+    with pytest.raises(UnsupportedError, match="triton") as caught:
+        epan.attention(x, x, x, backend="triton")
+    assert caught.value.fix
+    assert 'backend="tiled"' in caught.value.fix
+
+
+def test_the_screen_is_chosen_for_a_block_of_code() -> None:
+    screening = importlib.import_module("epan.ops.triton.screening").screening
+    assert screening() == "auto"
+    with epan.ops.triton.screen("always"):
+        with epan.ops.triton.screen("never"):
+            assert screening() == "never"
+        assert screening() == "always"
+    with pytest.raises(ZeroDivisionError), epan.ops.triton.screen("never"):
+        _ = 1 / 0
+    assert screening() == "auto"
+    with pytest.raises(epan.EpanError, match="did you mean 'never'"), epan.ops.triton.screen("nevr"):
+        pass
+
+
+def test_the_check_of_the_density_rejects_too_few_tiles() -> None:
+    """A backend that says it left out every tile, though they have weight."""
+
+    def claims(share: float, *args: Any, **options: Any) -> Any:
+        found = backend("eager")(*args, **options)
+        if isinstance(found, torch.Tensor):
+            return found
+        density = torch.full_like(found[1].partition, share, dtype=torch.float32)
+        return found[0], found[1]._replace(tile_density=density)
+
+    case = Case(q_len=140, k_len=260, batch=1, heads=1)
+    conformance.reports_statistics(functools.partial(claims, 1.0), case)
+    for share in (0.0, 0.6, 1.5):
+        with pytest.raises(AssertionError, match="tile_density"):
+            conformance.reports_statistics(functools.partial(claims, share), case)

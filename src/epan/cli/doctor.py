@@ -13,7 +13,7 @@ from epan._version import __version__
 from epan.cli.output import cores
 from epan.errors import LAB
 
-__all__ = ["CHECKS", "Check", "doctor"]
+__all__ = ["CHECKS", "GPU_CHECKS", "Check", "doctor"]
 
 EXTRAS = {
     "lab": LAB,
@@ -120,6 +120,32 @@ def _backends() -> float:
     return worst
 
 
+def _triton() -> float:
+    """The fused kernels on the GPU in float32 against the definition in float64: outputs and gradients."""
+    import torch
+
+    from epan.ops import attention
+
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, 300, 64, generator=source) for _ in range(4)]
+    worst = 0.0
+    for kernel, rule, similarity in (
+        ("biweight", "adaptive", "dot"),
+        ("epanechnikov", "anchored", "dot"),
+        ("triweight", "fixed", "euclidean"),
+        ("gaussian", "adaptive", "dot"),
+    ):
+        results = []
+        for backend, device, dtype in (("eager", "cpu", torch.float64), ("triton", "cuda", torch.float32)):
+            q, k, v, grad = (tensor.to(device, dtype).requires_grad_() for tensor in inputs)
+            out = attention(
+                q, k, v, is_causal=True, kernel=kernel, normalization=rule, similarity=similarity, backend=backend
+            )
+            results.append([out, *torch.autograd.grad(out, (q, k, v), grad.detach())])
+        worst = max(worst, *(float((a - b.cpu()).abs().max()) for a, b in zip(*results, strict=True)))
+    return worst
+
+
 CHECKS = (
     Check("Epanechnikov weights are sparsemax", 1e-12, _epanechnikov),
     Check("order n solves the entmax equation", 1e-12, _entmax_equation),
@@ -127,6 +153,9 @@ CHECKS = (
     Check("order 1e6 is softmax", 1e-5, _high_order),
     Check("tiled backend agrees with eager", 1e-9, _backends),
 )
+
+# Only where there is a GPU that can run it.
+GPU_CHECKS = (Check("triton backend agrees with eager on the GPU", 1e-4, _triton),)
 
 
 def _version(package: str) -> str | None:
@@ -148,30 +177,35 @@ def _environment() -> bool:
         fix = f'pip install ".[{extra}]" in a checkout of epan'
         print(f"  [{extra}]     " + (f"incomplete, no {', '.join(missing)}: {fix}" if missing else "installed"))
     triton = _version("triton")
-    print(f"  triton    {triton or 'not installed (not needed)'}")
+    print(f"  triton    {triton or 'not installed (only needed on an NVIDIA GPU, with CUDA builds of torch)'}")
     return fits
 
 
-def _device() -> bool:
-    """Print what torch finds; False if torch is not there."""
+def _device() -> tuple[bool, bool]:
+    """Print what torch finds: whether torch is there, and whether a GPU runs the fused kernels."""
     try:
         import torch
     except Exception as error:
         print(f"  torch     cannot be imported ({type(error).__name__}: {error}): pip install torch")
-        return False
+        return False, False
     from epan.ops.attention import choose_backend
 
     if torch.cuda.is_available():
-        device = f"cuda, {torch.cuda.get_device_name()}"
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+        device = f"cuda, {torch.cuda.get_device_name()}, compute capability {capability}"
     elif torch.backends.mps.is_available():
         device = "mps"
     else:
         device = f"cpu, {torch.get_num_threads()} threads"
     print(f"  torch     {torch.__version__}")
     print(f"  device    {device}")
-    backend, reason = choose_backend()
-    print(f'  backend   "auto" takes {backend}: {reason}')
-    return True
+    taken = []
+    for place in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        # What a call with the defaults would look like there.
+        backend, reason = choose_backend(torch.empty((1, 1, 1, 64), device=place, dtype=torch.bfloat16))
+        print(f'  backend   "auto" takes {backend} on {place}: {reason}')
+        taken.append(backend)
+    return True, "triton" in taken
 
 
 def doctor() -> int:
@@ -181,11 +215,11 @@ def doctor() -> int:
     """
     print("Environment")
     good = _environment()
-    there = _device()
+    there, fused = _device()
     if not there:
         return 1
     print("Self-tests")
-    for check in CHECKS:
+    for check in (*CHECKS, *(GPU_CHECKS if fused else ())):
         try:
             error = check.measure()
             passed = error <= check.bound

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ._unit import unit_norm
 from .heads import init_linear, split_heads
-from .leaky_average import GatedLeakyAverage, LeakyAverage
+from .leaky_average import GatedLeakyAverage, LeakyAverage, unit_leaky_average
 
 __all__ = ["KeyExtractor", "ValueExtractor"]
 
@@ -23,7 +23,8 @@ class KeyExtractor(nn.Module):
     width: size d of the input; heads: H, which divides d.
 
     Shapes: x (B, T, d) and an optional state (B, H, d/H), the average before its unit norm, give the keys
-    (B, H, T, d/H) and the state after the last step.
+    (B, H, T, d/H), in the dtype of the projection, and the state after the last step, which is kept in at least float32:
+    it is the only thing that is carried over every step.
 
     Source: Zhang et al. 2405.06394; gated: 2507.03285.
     """
@@ -39,17 +40,13 @@ class KeyExtractor(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raw = split_heads(self.projection(x), self.heads)
-        # The state is kept in at least float32: it is the only thing that is carried over every step.
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if isinstance(self.average, GatedLeakyAverage):
-            mean = self.average(raw, x, state)
+            averaged, rate = self.average.drive(raw, x)
         else:
-            mean = self.average(raw, state)
-        if mean.shape[2] > 0:
-            state = mean[:, :, -1]
-        elif state is None:
-            state = mean.new_zeros(mean.shape[0], mean.shape[1], mean.shape[3])
-        return unit_norm(mean).to(x.dtype), state
+            averaged, rate = raw, self.average.rate
+        keys, state = unit_leaky_average(averaged, rate, state)
+        # Under autocast attention would round to this dtype anyway.
+        return keys.to(raw.dtype), state
 
 
 class ValueExtractor(nn.Module):

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._modes import is_transformed
 from ..errors import EpanError
+from ..ops.triton.support import machine_obstacle
+from ._unit import unit_norm
 
-__all__ = ["GatedLeakyAverage", "LeakyAverage", "leaky_average"]
+__all__ = ["GatedLeakyAverage", "LeakyAverage", "leaky_average", "unit_leaky_average"]
 
 # Within a chunk a triangular matrix acts; between chunks the same scan runs on the chunks' last states.
 # Measured on one CPU core, forward and backward: some 16 steps are fastest from 64 to 4,096, one matrix up to 48.
 _CHUNK = 16
 _DIRECT = 48
+# What the GPU kernel takes; float64 stays with plain torch.
+_FUSED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tensor:
@@ -23,8 +28,9 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
 
     The cost is linear in the length and no T×T matrix exists: chunks of fixed size are summed with a small triangular
     matrix of powers :math:`e^{-\lambda (i-j)} \le 1`, and the chunks' last states are averaged by the same function at
-    rate λ·chunk. Nothing is ever divided by a decay, so tiny and huge rates are safe at any length. Plain torch:
-    differentiable to any order in ``x``, ``rate`` and ``state``.
+    rate λ·chunk. Nothing is ever divided by a decay, so tiny and huge rates are safe at any length. Differentiable to any
+    order in ``x``, ``rate`` and ``state``. On an NVIDIA GPU with Triton one fused kernel does it, except in float64, under
+    functorch transforms and in an export, where it is plain torch as elsewhere.
 
     Parameters
     ----------
@@ -42,6 +48,58 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
 
     Source: Zhang et al. 2405.06394 (constant rate), 2507.03285 (rate per step).
     """
+    _check(x, rate, state)
+    if x.shape[2] == 0:
+        return x
+    if _is_fused(x, rate, state):
+        # Triton is imported only when it is used.
+        from ..ops.triton import leaky
+
+        return leaky.leaky_average(x, rate, state)[0]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with _full_precision(x):
+        x_full, rate_full = x.to(dtype), rate.to(dtype)
+        state_full = None if state is None else state.to(dtype)
+        if rate.dim() == 1:
+            out = _scan_constant(x_full, rate_full, state_full)
+        else:
+            out = _scan_stepwise(x_full, rate_full, state_full)
+    return out.to(x.dtype)
+
+
+def unit_leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""The leaky average made unit vectors, :math:`k_T/\|k_T\|`, and the average itself after the last step.
+
+    One pass on an NVIDIA GPU; see :func:`leaky_average` for the arguments, and :func:`~epan.nn._unit.unit_norm`.
+
+    Returns
+    -------
+    (B, H, T, D) in the dtype of ``x``, and (B, H, D) in at least float32.
+    """
+    _check(x, rate, state)
+    full = torch.promote_types(x.dtype, torch.float32)
+    if x.shape[2] == 0:
+        return x, x.new_zeros((*x.shape[:2], x.shape[3]), dtype=full) if state is None else state
+    if _is_fused(x, rate, state):
+        from ..ops.triton import leaky
+
+        if x.shape[-1] <= leaky.LARGEST_UNIT:
+            return leaky.leaky_average(x, rate, state, unit=True)
+    mean = leaky_average(x.to(full), rate, state)
+    return unit_norm(mean).to(x.dtype), mean[:, :, -1]
+
+
+def _is_fused(*tensors: Tensor | None) -> bool:
+    """Whether the GPU kernel takes these tensors, and nothing is active to which it is opaque."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    if machine_obstacle(there[0].device) is not None or any(tensor.dtype not in _FUSED for tensor in there):
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return not is_transformed()
+
+
+def _check(x: Tensor, rate: Tensor, state: Tensor | None) -> None:
     if x.dim() != 4:
         raise EpanError("leaky_average takes x of shape (B, H, T, D)", found=f"shape {tuple(x.shape)}")
     b, h, t, d = x.shape
@@ -57,23 +115,12 @@ def leaky_average(x: Tensor, rate: Tensor, state: Tensor | None = None) -> Tenso
             found=f"state {tuple(state.shape)} with x {tuple(x.shape)}",
             allowed=f"({b}, {h}, {d})",
         )
-    if t == 0:
-        return x
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with _full_precision(x):
-        x_full, rate_full = x.to(dtype), rate.to(dtype)
-        state_full = None if state is None else state.to(dtype)
-        if rate.dim() == 1:
-            out = _scan_constant(x_full, rate_full, state_full)
-        else:
-            out = _scan_stepwise(x_full, rate_full, state_full)
-    return out.to(x.dtype)
 
 
 def _full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
     # Autocast would run the matrix products in 16 bits, and an average over thousands of steps loses its small terms.
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if (device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
@@ -192,9 +239,13 @@ class GatedLeakyAverage(nn.Module):
         self.gate = nn.Linear(width, heads, bias=False)
         self.decay = nn.Linear(width, heads, bias=False)
 
-    def forward(self, keys: Tensor, inputs: Tensor, state: Tensor | None = None) -> Tensor:
+    def drive(self, keys: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        r"""What is averaged, :math:`g_T \tilde k_T`, and the rate of each step, :math:`|W_\lambda x_T|`."""
         dtype = torch.promote_types(keys.dtype, torch.float32)
         log_gate = self.gate(inputs).to(dtype).clamp(-self.LARGEST_LOG_GATE, self.LARGEST_LOG_GATE)
         rate = self.decay(inputs).to(dtype).abs().transpose(1, 2)
-        gated = keys.to(dtype) * torch.exp(log_gate).transpose(1, 2)[..., None]
+        return keys.to(dtype) * torch.exp(log_gate).transpose(1, 2)[..., None], rate
+
+    def forward(self, keys: Tensor, inputs: Tensor, state: Tensor | None = None) -> Tensor:
+        gated, rate = self.drive(keys, inputs)
         return leaky_average(gated, rate, state)

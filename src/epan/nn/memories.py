@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EpanError
-from ..kernels import Kernel
+from ..kernels import Gaussian, Kernel
 from ..kernels import get as get_kernel
 from ..normalizations import Normalization
 from ..normalizations import get as get_normalization
+from ..normalizations.base import map_stats
 from ..ops import Stats, attention
 from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
 from .extractors import KeyExtractor, ValueExtractor
@@ -122,12 +123,16 @@ class ContextualMemory(nn.Module):
     ) -> tuple[Tensor, Stats | None]:
         """Read for the queries at positions ``first`` …; the pairs are those of positions 0 …"""
         left = None if self.span is None else self.span - first
+        scale: Tensor | float = self.scale(first, queries.shape[2])
+        if queries.is_cuda and self.similarity == "dot" and isinstance(self.kernel, Gaussian):
+            # Torch's own flash attention takes one number as scale, so β goes to the queries.
+            queries, scale = (queries * scale).to(queries.dtype), 1.0
         result = attention(
             queries,
             keys,
             values.to(keys.dtype),
             dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale(first, queries.shape[2]),
+            scale=scale,
             kernel=self.kernel if self.order is None else self.order(),
             normalization=self.normalization,
             similarity=self.similarity,
@@ -221,23 +226,34 @@ class PersistentMemory(nn.Module):
     def _read(self, x: Tensor, state: Tensor | None, return_stats: bool) -> tuple[Tensor, Tensor, Stats | None]:
         queries, state = self.key(x, state)
         b, h, t, d = queries.shape
-        # All sequences read the same pairs, so they are queries of one sequence: one matrix product per head.
-        folded = queries.transpose(0, 1).reshape(1, h, b * t, d)
+        keys: Tensor = self.keys
+        scale: Tensor | float = self.scale(0, 1)
+        if self.similarity == "dot":
+            # β on the few stored keys, before they are rounded, leaves scores of scale 1, which every backend has fastest.
+            keys, scale = keys * scale, 1.0
+        # The output is linear in the values, so the gain may be on them.
+        values = self.values * torch.exp(10 * self.log_gain)[:, None, None]
+        # All sequences read the same pairs, so they are queries of one sequence: one matrix product per head. A GPU has
+        # enough to do with each sequence, and is spared the copy.
+        fold = not queries.is_cuda
+        if fold:
+            queries = queries.transpose(0, 1).reshape(1, h, b * t, d)
         result = attention(
-            folded,
-            self.keys[None].to(folded.dtype),
-            self.values[None].to(folded.dtype),
+            queries,
+            keys.to(queries.dtype).expand(queries.shape[0], -1, -1, -1),
+            values.to(queries.dtype).expand(queries.shape[0], -1, -1, -1),
             dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale(0, 1),
+            scale=scale,
             kernel=self.kernel if self.order is None else self.order(),
             normalization=self.normalization,
             similarity=self.similarity,
             return_stats=return_stats,
         )
         out, stats = with_stats(result)
-        out = out.view(h, b, t, d).transpose(0, 1) * torch.exp(10 * self.log_gain)[:, None, None]
-        if stats is not None:
-            stats = Stats(*(field.view(h, b, t).transpose(0, 1) for field in stats))
+        if fold:
+            out = out.view(h, b, t, d).transpose(0, 1)
+        if fold and stats is not None:
+            stats = map_stats(lambda field: field.view(h, b, t).transpose(0, 1), stats)
         return self.output(merge_heads(out)), state, stats
 
     def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:

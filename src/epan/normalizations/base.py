@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -13,11 +14,11 @@ from torch import Tensor
 from .._intern import intern, restore
 from ..kernels import Kernel
 
-__all__ = ["Normalization", "Rows", "Stats", "softmax_weights", "where_allowed"]
+__all__ = ["Normalization", "Rows", "Stats", "map_stats", "softmax_weights", "where_allowed"]
 
 
 class Stats(NamedTuple):
-    """What one query's weights look like; every field has the shape of the scores without the key dimension.
+    """What one query's weights look like; every tensor has the shape of the scores without the key dimension.
 
     Detached, at least float32, before dropout; a fully masked row has +inf, 0, 0.
 
@@ -28,11 +29,20 @@ class Stats(NamedTuple):
     support_size: number of keys with w > 0 (for the Gaussian: of keys allowed).
     partition: Σφ at the rule's reference. adaptive: at t + n, where it is 1 up to rounding; anchored: at the maximum;
         fixed: at distance zero, so that 0 marks an empty row; nearest: over the keys chosen; Gaussian: logsumexp.
+    tile_density: only from a backend that works in tiles and leaves out those without weight (triton), else None: of the
+        128-key tiles visible to the query's block of 128 queries, by window and packing, the share that is worked on,
+        which is all in which any query of the block has weight, and few others; 0 where the block sees none.
     """
 
     threshold: Tensor
     support_size: Tensor
     partition: Tensor
+    tile_density: Tensor | None = None
+
+
+def map_stats(function: Callable[[Tensor], Tensor], stats: Stats) -> Stats:
+    """``function`` of every field that is there."""
+    return Stats(*(None if field is None else function(field) for field in stats))  # type: ignore[arg-type]
 
 
 class Rows(NamedTuple):

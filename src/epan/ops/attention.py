@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -17,17 +18,20 @@ from ..errors import EpanError, UnsupportedError, unknown_name
 from ..kernels import Kernel, Polynomial
 from ..kernels import get as get_kernel
 from ..masks import Masking, Packing, combine_window, split_mask
-from ..normalizations import Normalization, Stats
+from ..normalizations import Nearest, Normalization, Stats
 from ..normalizations import get as get_normalization
+from ..normalizations.base import map_stats
 from .eager import eager_attention
+from .reorder import reordered
 from .tiled import tiled_attention
+from .triton.support import obstacle
 
 __all__ = ["attention", "attention_varlen", "choose_backend"]
 
-BACKENDS = ("auto", "eager", "tiled")
+BACKENDS = ("auto", "eager", "tiled", "triton")
 _SIMILARITIES = ("dot", "euclidean")
 _log = logging.getLogger("epan")
-_announced: set[str] = set()
+_announced: set[tuple[str, str]] = set()
 
 
 @overload
@@ -48,6 +52,7 @@ def attention(
     alibi_slopes: Tensor | None = ...,
     return_stats: Literal[False] = ...,
     backend: str = ...,
+    reorder: str | None = ...,
 ) -> Tensor: ...
 
 
@@ -69,6 +74,7 @@ def attention(
     alibi_slopes: Tensor | None = ...,
     return_stats: Literal[True],
     backend: str = ...,
+    reorder: str | None = ...,
 ) -> tuple[Tensor, Stats]: ...
 
 
@@ -90,6 +96,7 @@ def attention(
     alibi_slopes: Tensor | None = ...,
     return_stats: bool,
     backend: str = ...,
+    reorder: str | None = ...,
 ) -> Tensor | tuple[Tensor, Stats]: ...
 
 
@@ -110,6 +117,7 @@ def attention(
     alibi_slopes: Tensor | None = None,
     return_stats: bool = False,
     backend: str = "auto",
+    reorder: str | None = None,
 ) -> Tensor | tuple[Tensor, Stats]:
     r"""Kernel-regression attention :math:`\text{out}_i = \sum_j w_{ij} v_j`; a drop-in for scaled_dot_product_attention.
 
@@ -133,12 +141,19 @@ def attention(
     window: (left, right), inclusive, None = unbounded: query i sees keys i − left … i + right, counted from the top
         left; (None, −1) is strictly causal, (None, Lk − Lq) lower-right causal.
     alibi_slopes: (H,) or (B, H); adds −slope·|i − j| (with causal_lower_right −slope·|i + Lk − Lq − j|).
-    return_stats: also return ``Stats`` (threshold, support_size, partition), each (B, H, Lq).
-    backend: "eager" (the definition, memory Lq·Lk), "tiled" (memory linear in length, first derivatives, any device) or
-        "auto". An explicit choice never falls back.
+    return_stats: also return ``Stats`` (threshold, support_size, partition), each (B, H, Lq); triton adds tile_density.
+    backend: "eager" (the definition, memory Lq·Lk), "tiled" (memory linear in length, first derivatives, any device),
+        "triton" (fused kernels on an NVIDIA GPU: float16, bfloat16, float32, head sizes up to 256, first derivatives; a
+        kernel needs device functions) or "auto": triton for bfloat16 where it can take the call (but for "nearest"), else
+        tiled. An explicit choice never falls back.
+    reorder: "kmeans" sorts queries and keys by cluster before the backend sees them, and its results back. Exact, a
+        permutation only; it spares a backend that leaves out tiles without weight work where keys fall into clusters
+        (``epan.reorder_probe`` says whether they do). Not with causal masks, windows or ALiBi. None: nothing is moved.
 
     All masks combine by intersection, biases by sum. A fully masked query gives zero, forward and backward. A non-finite
-    key or value makes exactly the queries that may see it NaN.
+    key or value makes exactly the queries that may see it NaN. On triton the Gaussian kernel in half precision, without
+    masks other than causal ones and without stats, is torch's own flash attention, with its rounding and its treatment
+    of non-finite numbers: one that a query may not see reaches it if both lie in one tile.
 
     Returns
     -------
@@ -179,12 +194,14 @@ def attention(
     masking = Masking(q_len, k_len, mask, left, right, slopes, offset)
     beta = _check_scale(scale, query, (batch, heads, q_len, 1))
     chosen_kernel = _check_order(chosen_kernel, query)
-    out, stats = _dispatch(
+    dispatch = _dispatch if reorder is None else functools.partial(reordered, _dispatch, method=reorder)
+    out, stats = dispatch(
         query, key, value, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend
     )
     if three:
-        out, stats = out.squeeze(1), Stats(*(field.squeeze(1) for field in stats))
-    return (out, stats) if return_stats else out
+        out = out.squeeze(1)
+        stats = None if stats is None else map_stats(lambda field: field.squeeze(1), stats)
+    return out if stats is None else (out, stats)
 
 
 def attention_varlen(
@@ -215,7 +232,8 @@ def attention_varlen(
     cu_seq_q, cu_seq_k: int32 or int64 offsets, (sequences + 1,), from 0, non-decreasing (a sequence may be empty).
         Tokens after the last offset belong to no sequence: zero output, zero gradient.
     max_q, max_k: the length of the longest sequence or more, as for flash-attention. They do not change the result; a
-        smaller number is refused, except under transforms and compilation, where the offsets cannot be looked at.
+        smaller number is refused, except under transforms and compilation and on a GPU, where the offsets are not looked
+        at: there they must be right.
     is_causal: query i of a sequence sees its keys j ≤ i; needs the same offsets object twice.
     scale: β; a float or a tensor of shape (), (H, 1) or (Tq, H, 1), with gradient. The same shapes are those of a tensor
         order, ``kernel=epan.Polynomial(order=…)``.
@@ -271,15 +289,37 @@ def attention_varlen(
         chosen_kernel = Polynomial(_per_head(chosen_kernel.order, q_len, heads, "The order of Polynomial"))
     out, stats = _dispatch(q, k, v, masking, beta, chosen_kernel, rule, similarity, dropout_p, return_stats, backend)
     out = out.squeeze(0).transpose(0, 1)
-    return (out, Stats(*(field.squeeze(0).transpose(0, 1) for field in stats))) if return_stats else out
+    return out if stats is None else (out, map_stats(lambda field: field.squeeze(0).transpose(0, 1), stats))
 
 
-def choose_backend() -> tuple[str, str]:
-    """(backend, reason) that "auto" takes."""
+def choose_backend(
+    query: Tensor | None = None,
+    value: Tensor | None = None,
+    kernel: Kernel | None = None,
+    normalization: Normalization | None = None,
+) -> tuple[str, str]:
+    """(backend, reason) that "auto" takes for a call; without a query for one on the CPU.
+
+    Parameters
+    ----------
+    query, value: (B, H, Lq, D), (B, Hk, Lk, Dv); only device, dtype and head size count. No value: it is like the query.
+    kernel, normalization: None for the defaults.
+    """
     if is_transformed() and not torch.compiler.is_compiling():
         return "eager", "a functorch transform or forward-mode differentiation is active"
     if torch.compiler.is_compiling() and torch.compiler.is_exporting():
         return "eager", "an export is active"
+    if query is not None and query.is_cuda:
+        rule = get_normalization("adaptive") if normalization is None else normalization
+        kernel = get_kernel("biweight") if kernel is None else kernel
+        found = obstacle(query, query if value is None else value, kernel, rule)
+        if found is None and query.dtype == torch.bfloat16 and not isinstance(rule, Nearest):
+            return "triton", "fused kernels on an NVIDIA GPU"
+        if found is None:
+            # What has not passed every test on a GPU yet is not chosen unasked.
+            what = rule.name if isinstance(rule, Nearest) else query.dtype
+            return "tiled", f'memory linear in length; {what} takes the fused kernels with backend="triton" only'
+        return "tiled", f"memory linear in length; not triton, because {found.reason} ({found.subject})"
     return "tiled", "memory linear in length on any device"
 
 
@@ -295,49 +335,51 @@ def _dispatch(
     dropout_p: float,
     with_stats: bool,
     backend: str,
-) -> tuple[Tensor, Stats]:
-    groups = query.shape[1] // max(1, key.shape[1])
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+) -> tuple[Tensor, Stats | None]:
+    """The output, and the stats if wanted."""
     if isinstance(kernel.order, Tensor):
         _broadcasts(kernel.order, (*query.shape[:3], 1), "The order of Polynomial")
     if backend == "auto":
-        backend, reason = choose_backend()
+        backend, reason = choose_backend(query, value, kernel, rule)
         _announce(backend, reason)
-    elif backend == "tiled" and is_transformed() and not torch.compiler.is_compiling():
+    elif backend != "eager":
+        _check_backend(backend, query, value, kernel, rule)
+    groups = query.shape[1] // max(1, key.shape[1])
+    if groups > 1 and backend != "triton":
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    inputs = (query, key, value, masking, scale, kernel, rule)
+    euclidean = similarity == "euclidean"
+    with torch.autocast(query.device.type, enabled=False) if _is_autocast(query) else nullcontext():
+        if backend == "eager":
+            out, stats = eager_attention(*inputs, euclidean=euclidean, dropout_p=dropout_p)
+            return out, stats if with_stats else None
+        if backend == "triton":
+            # Triton is imported only when it is used.
+            from .triton.attention import triton_attention
+
+            return triton_attention(*inputs, euclidean=euclidean, dropout_p=dropout_p, with_stats=with_stats)
+        out, stats = tiled_attention(*inputs, euclidean=euclidean, dropout_p=dropout_p, with_stats=with_stats)
+        return out, stats if with_stats else None
+
+
+def _check_backend(backend: str, query: Tensor, value: Tensor, kernel: Kernel, rule: Normalization) -> None:
+    """Refuses a call that a backend asked for by name cannot take."""
+    if is_transformed() and not torch.compiler.is_compiling():
         raise UnsupportedError(
-            "backend='tiled' under vmap, jvp or another functorch transform",
+            f"backend={backend!r} under vmap, jvp or another functorch transform",
             "its operator is opaque to them",
             'use backend="eager"',
         )
-    euclidean = similarity == "euclidean"
-    device_type = query.device.type
-    # Tensors without numbers (meta) have no autocast to switch off.
-    available = torch.amp.is_autocast_available(device_type)
-    with torch.autocast(device_type=device_type, enabled=False) if available else nullcontext():
-        if backend == "eager":
-            return eager_attention(
-                query, key, value, masking, scale, kernel, rule, euclidean=euclidean, dropout_p=dropout_p
-            )
-        return tiled_attention(
-            query,
-            key,
-            value,
-            masking,
-            scale,
-            kernel,
-            rule,
-            euclidean=euclidean,
-            dropout_p=dropout_p,
-            with_stats=with_stats,
-        )
+    found = obstacle(query, value, kernel, rule) if backend == "triton" else None
+    if found is not None:
+        raise UnsupportedError(f"backend='triton' with {found.subject}", found.reason, found.fix)
 
 
 def _announce(backend: str, reason: str) -> None:
     """Logs what "auto" chose, once per choice."""
-    if torch.compiler.is_compiling() or backend in _announced:
+    if torch.compiler.is_compiling() or (backend, reason) in _announced:
         return
-    _announced.add(backend)
+    _announced.add((backend, reason))
     _log.info('backend="auto" chose %r: %s', backend, reason)
 
 
@@ -348,7 +390,8 @@ def _resolve(
     if similarity not in _SIMILARITIES:
         raise unknown_name("similarity", similarity, _SIMILARITIES)
     if backend not in BACKENDS:
-        raise unknown_name("backend", backend, BACKENDS, {"flash": 'backend="tiled" has memory linear in length'})
+        hints = {"flash": 'memory linear in length: backend="triton" on an NVIDIA GPU, backend="tiled" anywhere'}
+        raise unknown_name("backend", backend, BACKENDS, hints)
     rule.check(chosen_kernel, similarity)
     probability = as_real(dropout_p)
     if probability is None or not 0.0 <= probability <= 1.0:
@@ -366,11 +409,16 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Inputs in the autocast dtype where autocast is on, as for scaled_dot_product_attention; float64 is left alone."""
-    device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _is_autocast(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def _is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on where the tensor is; those without numbers (meta) have none."""
+    device = tensor.device.type
+    return (device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[int, int, int, int]:
@@ -509,8 +557,8 @@ def _check_offsets(offsets: Tensor, tokens: Tensor, query: Tensor, longest: int,
             allowed="int32 or int64 of shape (sequences + 1,)",
         )
     on_device(offsets, f"cu_seq_{name}", query)
-    # A look at the values would break tracing, and a meta tensor has none.
-    if is_traced() or offsets.is_meta:
+    # A look at the values would break tracing, and on a GPU would wait for it; a meta tensor has none.
+    if is_traced() or offsets.device.type != "cpu":
         return
     values, total = offsets.tolist(), tokens.shape[0]
     lengths = [b - a for a, b in zip(values, values[1:], strict=False)]

@@ -11,6 +11,7 @@ from .._modes import is_traced
 from ..kernels import Kernel
 from ..masks import Masking
 from ..normalizations import Normalization, Stats
+from ..normalizations.base import map_stats
 
 __all__ = ["eager_attention"]
 
@@ -61,7 +62,7 @@ def eager_attention(
         seen = bad_k.unsqueeze(-2) if allowed is None else bad_k.unsqueeze(-2) & allowed
         reached = seen.any(-1) | (bad_q & (allowed.any(-1) if allowed is not None else k.shape[-2] > 0))
         out = torch.where(reached.unsqueeze(-1), math.nan, out)
-        stats = Stats(*(_poison(field, reached) for field in stats))
+        stats = map_stats(lambda field: _poison(field, reached), stats)
     return out.to(dtype), stats
 
 

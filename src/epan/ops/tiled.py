@@ -236,7 +236,7 @@ def _forward(work: _Pass, with_stats: bool) -> tuple[Tensor, ...]:
         for whole, part in zip((reference, level, divisor), rows, strict=True):
             block.of(whole).copy_(part)
         if stats is not None and with_stats:
-            for whole, part in zip((threshold, support, partition), stats, strict=True):
+            for whole, part in zip((threshold, support, partition), stats[:3], strict=True):
                 block.of(whole).copy_(part)
         tiles = _active_tiles(weights, search=_is_compact(kernel, call.normalization))
         block.of(active, rows=False)[:, :, block.row_block, start // KEY_TILE :][..., : tiles.shape[-1]] = tiles

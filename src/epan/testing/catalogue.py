@@ -11,21 +11,43 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .. import kernels as kernel_catalogue
 from .. import normalizations as normalization_catalogue
 from ..kernels import Kernel, Polynomial, RectifiedPolynomial, Uniform
 from ..normalizations import Fixed, Nearest, Normalization
 from ..ops.attention import BACKENDS
+from ..ops.triton.support import machine_obstacle
+from .execution import device_of
 from .inputs import Case
 
-__all__ = ["SIMILARITIES", "Entry", "backends", "entries", "illegal", "kernels", "legal", "normalizations"]
+__all__ = [
+    "SIMILARITIES",
+    "Entry",
+    "backends",
+    "entries",
+    "fused_backends",
+    "illegal",
+    "kernels",
+    "legal",
+    "normalizations",
+]
 
 SIMILARITIES = ("dot", "euclidean")
 
 
 def backends() -> tuple[str, ...]:
-    """Every backend that can be asked for by name."""
-    return tuple(name for name in BACKENDS if name != "auto")
+    """Every backend that can be asked for by name and takes every legal combination, in float64, on the CPU."""
+    return tuple(name for name in BACKENDS if name not in ("auto", "triton"))
+
+
+def fused_backends() -> tuple[str, ...]:
+    """The backends of fused kernels that can run here: triton where there is a GPU and Triton, or in its interpreter.
+
+    They take half and single precision, and the combinations that :attr:`Entry.is_fused` says.
+    """
+    return () if machine_obstacle(torch.device(device_of("triton"))) else ("triton",)
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,11 @@ class Entry:
     @property
     def is_legal(self) -> bool:
         return self.reason is None
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether there are fused kernels for it: not for orders that are tensors, nor for a radius that is a distance."""
+        return self.is_legal and self.order is None and self.kernel_id != "uniform-radius"
 
     def __str__(self) -> str:
         return f"{self.kernel_id}-{self.normalization_id}-{self.similarity}"

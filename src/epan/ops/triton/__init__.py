@@ -1,10 +1,20 @@
-"""Fused GPU kernels for adaptive, anchored and fixed attention, forward and backward, with memory linear in length.
+"""Fused GPU kernels: exact attention forward and backward with memory linear in length; ``backend="triton"``.
 
-Not a backend of the public functions yet: :mod:`epan.ops.triton.launch` runs the kernels on tensors. They need Triton,
-which CUDA builds of PyTorch bring, and run without a GPU in Triton's interpreter (``TRITON_INTERPRET=1``).
+They need Triton, which CUDA builds of PyTorch bring, and an NVIDIA GPU; without one they run in Triton's interpreter
+(``TRITON_INTERPRET=1``) on tensors of the CPU. Nothing here that needs Triton is imported before it is used.
 
-* ``scores.py``: tiles, masks and the profile's argument, shared by all kernels.
-* ``forward.py``: one dense sweep finds the tiles with weight, then threshold and output on these alone.
-* ``backward.py``: queries by rows, keys and values by columns of the same tiles.
-* ``launch.py``: shapes, scratch memory and launch parameters.
+* ``support.py``: what can be taken, and why not; ``screening.py``: how tiles are found, if that is to be forced.
+* ``attention.py``: a call in the form in which a backend is called; ``softmax.py``: the Gaussian through torch's own.
+* ``operators.py``: autograd, and custom operators for torch.compile; ``schedules.py``: which launcher serves a rule.
+* ``launch.py``: shapes, scratch memory and launch parameters of adaptive, anchored and fixed, and of the Gaussian.
+* ``prepare.py``, ``forward.py``, ``backward.py``, ``scores.py``: their kernels.
+* ``parameters.py``: launch parameters measured on this GPU; ``tuning.py``: the search for them.
+* ``nearest.py``, ``nearest_kernels.py``, ``nearest_gradients.py``: the same for the nearest rule.
+* ``leaky.py``: the leaky average.
 """
+
+from __future__ import annotations
+
+from .screening import screen
+
+__all__ = ["screen"]

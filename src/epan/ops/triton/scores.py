@@ -15,13 +15,18 @@ __all__ = [
     "FIXED",
     "SMOOTH",
     "argument",
+    "block_tiles",
+    "clean",
     "edge_tile",
     "kept",
     "load_rows",
     "over_keys",
     "over_rows",
+    "own_half",
     "query_block",
-    "row_ranges",
+    "rounded",
+    "row_factor",
+    "row_range",
     "row_units",
     "tile_scores",
 ]
@@ -63,23 +68,62 @@ def load_rows(base, start, stride, limit, N: tl.constexpr, D: tl.constexpr, DP: 
 
 
 @triton.jit
-def row_ranges(LO, HI, rows, q_len, BN: tl.constexpr):
-    """Key range [lo, hi) of each row, and in tiles: all that any row sees, and those that every row sees in full."""
-    valid = rows < q_len
-    lo = tl.load(LO + rows, mask=valid, other=0)
-    hi = tl.load(HI + rows, mask=valid, other=0)
-    some = valid & (hi > lo)
-    big = 2147483647
-    first = tl.min(tl.where(some, lo, big), 0)
-    last = tl.max(tl.where(some, hi, 0), 0)
-    first = tl.minimum(first, last) // BN
+def block_tiles(
+    LO, HI, block, left, right, q_len, k_len, BM: tl.constexpr, BN: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """In tiles of keys: [first, last) that any row of a block sees, and [inner, outer) that every row sees in full.
+
+    Without PACKED row i sees the keys i − left … i + right; with it the ranges are read from LO and HI.
+    """
+    begin = block * BM
+    end = tl.minimum(begin + BM, q_len) - 1
+    if PACKED:
+        rows = begin + tl.arange(0, BM)
+        valid = rows < q_len
+        lo = tl.load(LO + rows, mask=valid, other=0)
+        hi = tl.load(HI + rows, mask=valid, other=0)
+        some = valid & (hi > lo)
+        big = 2147483647
+        first = tl.min(tl.where(some, lo, big), 0)
+        last = tl.max(tl.where(some, hi, 0), 0)
+        first = tl.minimum(first, last)
+        inner = tl.max(tl.where(valid, lo, 0), 0)
+        outer = tl.min(tl.where(valid, hi, big), 0)
+    else:
+        # Rows that see any key are a range too.
+        one = tl.maximum(begin, -right)
+        two = tl.minimum(end, k_len - 1 + left)
+        none = (one > two) | (left + right < 0)
+        first = tl.where(none, 0, tl.maximum(one - left, 0))
+        last = tl.where(none, 0, tl.minimum(two + right + 1, k_len))
+        inner = tl.maximum(end - left, 0)
+        outer = tl.where(none | (one > begin) | (two < end), 0, tl.minimum(begin + right + 1, k_len))
+    first = first // BN
     last = (last + BN - 1) // BN
-    inner = (tl.max(tl.where(valid, lo, 0), 0) + BN - 1) // BN
-    outer = tl.min(tl.where(valid, hi, big), 0) // BN
+    inner = (inner + BN - 1) // BN
+    outer = outer // BN
     empty = outer <= inner
     inner = tl.where(empty, last, inner)
     outer = tl.where(empty, last, outer)
-    return lo, hi, first, inner, outer, last
+    return first, inner, outer, last
+
+
+@triton.jit
+def row_range(LO, HI, rows, left, right, q_len, k_len, PACKED: tl.constexpr):
+    """Keys [lo, hi) that each row sees."""
+    if PACKED:
+        lo = tl.load(LO + rows, mask=rows < q_len, other=0)
+        hi = tl.load(HI + rows, mask=rows < q_len, other=0)
+    else:
+        lo = tl.maximum(rows - left, 0)
+        hi = tl.minimum(rows + right + 1, k_len)
+    return lo, hi
+
+
+@triton.jit
+def clean(x):
+    """Non-finite entries set to zero: a weight of zero times infinity would be NaN."""
+    return tl.where((x - x) == 0, x, tl.zeros_like(x))
 
 
 @triton.jit
@@ -97,8 +141,8 @@ def tile_scores(
 ):  # fmt: skip
     """Scores of a tile (rows, keys), or (keys, rows) if T, and their derivative with respect to the scale.
 
-    −inf where a key is hidden. Without GENERAL the scores are plain products q·k, still to be scaled; otherwise they
-    are complete. EDGE: the tile may hold keys outside a row's range. BIAS_KIND: 0 none, 1 boolean mask, 2 added.
+    −inf where a key is hidden. With GENERAL the scores are complete. Without, they are still to be scaled: q·k, or
+    EUCLIDEAN q·k − ‖k‖²/2, which is ‖q‖²/2 too high; ``q_half`` is then the sign of the scale. EDGE: the tile may hold keys outside a row's range. BIAS_KIND: 0 none, 1 boolean mask, 2 added.
     """
     if T:
         raw = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -107,13 +151,17 @@ def tile_scores(
     keys = start + tl.arange(0, BN)
     if EUCLIDEAN:
         half = tl.load(K_HALF + keys, mask=keys < k_len, other=0.0)
-        raw = raw - over_rows(q_half, T) - over_keys(half, T)
+        if GENERAL:
+            raw = raw - over_rows(q_half, T) - over_keys(half, T)
+        else:
+            # ‖q‖²/2 is the same for all keys: without it this is one operation.
+            raw = raw - over_rows(q_half, T) * over_keys(half, T)
     z = raw
     if GENERAL:
-        z = raw * over_rows(scale, T)
         if EUCLIDEAN:
             # Rounding may give a distance below zero; its clamp has no gradient.
             z = tl.minimum(z, 0.0)
+        z = z * over_rows(scale, T)
         if ALIBI:
             z -= slope * tl.abs(over_rows(position, T) - over_keys(keys, T)).to(tl.float32)
     if BIAS_KIND != 0:
@@ -122,7 +170,9 @@ def tile_scores(
         if BIAS_KIND == 1:
             z = tl.where(tl.load(ptr, mask=there, other=0) != 0, z, float("-inf"))
         else:
-            z += tl.load(ptr, mask=there, other=0.0).to(tl.float32)
+            added = tl.load(ptr, mask=there, other=0.0).to(tl.float32)
+            # A hidden score may be NaN.
+            z = tl.where(added == float("-inf"), float("-inf"), z + added)
     if EDGE:
         z = tl.where(
             (over_keys(keys, T) >= over_rows(lo, T)) & (over_keys(keys, T) < over_rows(hi, T)), z, float("-inf")
@@ -131,25 +181,41 @@ def tile_scores(
 
 
 @triton.jit
-def row_units(scale, top, order, GENERAL: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr):
-    """(factor, level, gain) of each row before its threshold is known; gain multiplies the profile's derivative.
+def own_half(q, sign, EUCLIDEAN: tl.constexpr, GENERAL: tl.constexpr):
+    """By how much the scores of :func:`tile_scores` are too high: ‖q‖²/2 with the sign of the scale, or 0."""
+    if EUCLIDEAN and not GENERAL:
+        wide = clean(q.to(tl.float32))
+        return tl.sum(wide * wide, 1) * 0.5 * sign
+    else:
+        return tl.zeros([q.shape[0]], tl.float32)
 
-    POWER: the profile is a power of its argument, so that it may be taken relative to its largest value.
-    EMPTY: what a row of the fixed rule without a key in reach does: 0 nothing, 1 all keys, 2 the nearest key.
-    """
+
+@triton.jit
+def row_factor(scale, order, GENERAL: tl.constexpr, RULE: tl.constexpr):
+    """What makes a score one in units of the support."""
     factor = tl.zeros_like(scale) + 1.0
     if not GENERAL:
         factor = scale
     if RULE != 3:
         factor = factor / order
     # Without a scale every key is as good as the best.
-    factor = tl.maximum(factor, 1e-30)
+    return tl.maximum(factor, 1e-30)
+
+
+@triton.jit
+def row_units(scale, reach, order, GENERAL: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr):
+    """(factor, level, gain) of each row before its threshold is known; gain multiplies the profile's derivative.
+
+    ``reach`` (RULE 2): the argument of the profile at the best key, from distance zero.
+    POWER: the profile is a power of its argument, so that it may be taken relative to its largest value.
+    EMPTY: what a row of the fixed rule without a key in reach does: 0 nothing, 1 all keys, 2 the nearest key.
+    """
+    factor = row_factor(scale, order, GENERAL, RULE)
     level = tl.zeros_like(scale) + 1.0
     gain = tl.zeros_like(scale) + 1.0
     if RULE == 3:
         level = tl.zeros_like(scale)
     if RULE == 2:
-        reach = 1.0 + top * factor
         full = reach > 0
         hollow = 1e30
         if EMPTY == 1:
@@ -171,8 +237,27 @@ def row_units(scale, top, order, GENERAL: tl.constexpr, RULE: tl.constexpr, EMPT
 
 
 @triton.jit
-def argument(z, reference, factor, level, T: tl.constexpr):
-    return over_rows(level, T) + (z - over_rows(reference, T)) * over_rows(factor, T)
+def argument(z, reference, factor, level, RULE: tl.constexpr, T: tl.constexpr):
+    """u = level + f(z − reference): in this order, because large scores have no digits left for a sum with the level."""
+    u = over_rows(level, T) + (z - over_rows(reference, T)) * over_rows(factor, T)
+    if RULE == 2:
+        # The factor of a row without a key in reach is huge.
+        u = tl.minimum(u, over_rows(level, T))
+    return u
+
+
+@triton.jit
+def rounded(t, D_TYPE: tl.constexpr):
+    """t as it is after rounding to a 16-bit dtype, still in float32.
+
+    On its bits, because with a conversion there and back the compiler no longer converts two at a time.
+    """
+    if tl.constexpr(tl.bfloat16 == D_TYPE):
+        return ((t.to(tl.int32, bitcast=True) + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
+    elif tl.constexpr(tl.float16 == D_TYPE):
+        return ((t.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    else:
+        return t
 
 
 @triton.jit
@@ -185,31 +270,46 @@ def kept(SEED, head, rows, start, drop, BN: tl.constexpr, T: tl.constexpr):
     c2 = (zero + head).to(tl.uint32)
     bits, other1, other2, other3 = tl.philox(tl.load(SEED), c0, c1, c2, zero.to(tl.uint32))
     chosen = tl.uint_to_uniform_float(bits) >= drop
-    return tl.where(chosen, 1.0 / (1.0 - drop), 0.0)
+    return chosen.to(tl.float32) / tl.where(chosen, 1.0 - drop, 1.0)
 
 
 @triton.jit
 def query_block(
-    Q, SCALE, Q_HALF, SLOPES, POSITION, b, h, heads, block, rows, q_len,
+    Q, SCALE, SLOPES, POSITION, b, h, part, rows, q_len, offset,
     q_b, q_h, q_l, s_b, s_h, s_l, a_b, a_h,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, EVEN: tl.constexpr,
-    GENERAL: tl.constexpr, EUCLIDEAN: tl.constexpr, ALIBI: tl.constexpr,
+    GENERAL: tl.constexpr, EUCLIDEAN: tl.constexpr, ALIBI: tl.constexpr, PACKED: tl.constexpr, SIGNED: tl.constexpr,
+    UNIFORM: tl.constexpr, TURN: tl.constexpr,
 ):  # fmt: skip
-    """(queries, scale, ‖q‖²/2, position, ALiBi slope) of BM rows of one head; blanks for what is not used.
+    """(queries, scale, its sign, ‖q‖²/2, position, ALiBi slope) of BM rows of one head; blanks for what is not used.
 
-    ``block`` counts in BM rows; EVEN: all of them exist.
+    ``part`` counts in BM rows; EVEN: all of them exist; UNIFORM: one scale for all. A plain product must grow with the score, so that with a negative
+    scale (SIGNED: there may be one) the query changes its sign (TURN) instead.
     """
     valid = rows < q_len
-    scale = tl.load(
-        SCALE + b.to(tl.int64) * s_b + h.to(tl.int64) * s_h + rows.to(tl.int64) * s_l, mask=valid, other=0.0
-    )
-    q = load_rows(Q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, block * BM, q_l, q_len, BM, D, DP, EVEN)
+    SCALE += b.to(tl.int64) * s_b + h.to(tl.int64) * s_h
+    if UNIFORM:
+        scale = tl.zeros([BM], tl.float32) + tl.load(SCALE)
+    else:
+        scale = tl.load(SCALE + rows.to(tl.int64) * s_l, mask=valid, other=0.0)
+    q = load_rows(Q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, part * BM, q_l, q_len, BM, D, DP, EVEN)
+    sign = 1.0
+    if SIGNED and not GENERAL:
+        sign = tl.where(scale < 0, -1.0, 1.0)
+        scale = tl.abs(scale)
+        if TURN:
+            q = (q * sign[:, None]).to(q.dtype)
     half = scale
     if EUCLIDEAN:
-        half = tl.load(Q_HALF + (b * heads + h).to(tl.int64) * q_len + rows, mask=valid, other=0.0)
-    position = rows
+        if GENERAL:
+            wide = clean(q.to(tl.float32))
+            half = tl.sum(wide * wide, 1) * 0.5
+        else:
+            half = tl.zeros([BM], tl.float32) + sign
+    position = rows + offset
     slope = 0.0
     if ALIBI:
-        position = tl.load(POSITION + rows, mask=valid, other=0)
+        if PACKED:
+            position = tl.load(POSITION + rows, mask=valid, other=0)
         slope = tl.load(SLOPES + b * a_b + h * a_h)
-    return q, scale, half, position, slope
+    return q, scale, sign, half, position, slope

@@ -13,7 +13,10 @@ from ..execution import Attention, run
 from ..inputs import Case
 from .agreement import answers
 
-__all__ = ["count_bounds", "judge_statistic", "reports_statistics"]
+__all__ = ["TILE", "count_bounds", "judge_statistic", "reports_statistics"]
+
+#: Queries and keys of a tile in ``Stats.tile_density``.
+TILE = 128
 
 
 def judge_statistic(
@@ -49,7 +52,7 @@ def reports_statistics(attention: Attention, case: Case, baseline: Attention | N
     """The statistics obey their definitions.
 
     threshold and partition are near the formula; w > 0 ⇔ z > threshold away from the boundary; support_size counts
-    those keys; fully masked rows say +inf, 0, 0; shapes (B, H, Lq), at least float32, detached; the same bits with
+    those keys; tile_density, where the backend has it, counts every tile with weight; fully masked rows say +inf, 0, 0; shapes (B, H, Lq), at least float32, detached; the same bits with
     dropout as without. The output has the same bits whether or not they are asked for.
     """
     inputs = case.build()
@@ -81,6 +84,8 @@ def reports_statistics(attention: Attention, case: Case, baseline: Attention | N
             f"{kind}support_size {support.flatten().tolist()}, formula {answer.rows.support.flatten().tolist()}"
         )
         assert bool((stats.partition[dead] == 0).all()), f"{kind}partition of a fully masked row is not 0"
+        if stats.tile_density is not None:
+            _judge_density(stats.tile_density, answer, case)
     assert result.stats is not None
     weight, support = result.out, result.stats.support_size
     distance, margin = _distance(answer), tolerance.boundary(answer.scores, case.dtype)
@@ -91,4 +96,30 @@ def reports_statistics(attention: Attention, case: Case, baseline: Attention | N
     with_dropout = run(attention, dataclasses.replace(inputs, dropout_p=0.5), stats=True, gradients=False).stats
     assert with_dropout is not None
     for name, tensor in zip(result.stats._fields, result.stats, strict=True):
-        tolerance.assert_equal_bits(getattr(with_dropout, name), tensor, f"{name} with dropout")
+        if tensor is not None:
+            tolerance.assert_equal_bits(getattr(with_dropout, name), tensor, f"{name} with dropout")
+
+
+def _judge_density(density: Tensor, answer: oracles.Answer, case: Case) -> None:
+    """Fails unless a density counts every tile that has weight for sure, and no more than the tiles that are visible.
+
+    Which of the other tiles are visited is the backend's affair.
+    """
+    rows, keys = -(-case.q_len // TILE), -(-case.k_len // TILE)
+
+    def by_tile(what: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(what, (0, keys * TILE - case.k_len, 0, rows * TILE - case.q_len))
+        return padded.unflatten(-1, (keys, TILE)).unflatten(-3, (rows, TILE)).any(-1).any(-2)
+
+    distance, margin = _distance(answer), tolerance.boundary(answer.scores, case.dtype)
+    sure, visible = by_tile(distance > margin).sum(-1), by_tile(answer.allowed).sum(-1)
+    # Masks may hide whole tiles, of which a backend need not know before it looks.
+    seen = visible if case.mask == "none" else torch.full_like(visible, keys)
+    least = (sure / seen.clamp(min=1)).repeat_interleave(TILE, -1)[..., : case.q_len]
+    assert density.dtype == torch.float32, f"tile_density has dtype {density.dtype}"
+    assert density.shape == least.shape, f"tile_density has shape {tuple(density.shape)}"
+    assert not density.requires_grad, "tile_density is not detached"
+    assert bool((density <= 1).all()), "tile_density is above 1"
+    assert bool((density >= least - torch.finfo(torch.float32).eps).all()), (
+        f"tile_density {density.min():.3f}, though tiles with weight are at least {least.max():.3f} of the visible ones"
+    )

@@ -1,0 +1,294 @@
+"""What the fused GPU kernels are tested with, in Triton's interpreter and on a GPU: functions by name.
+
+Each takes the backend and the eager one. Inputs are small: the interpreter needs a second for what a GPU does at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+import epan
+from epan import kernels, normalizations
+from epan.errors import UnsupportedError
+from epan.testing import conformance, tolerance
+from epan.testing.conformance import PackedCase
+from epan.testing.execution import Attention, device_of, varlen_backend
+from epan.testing.inputs import Case
+
+LOADED: dict[str, Any] = {
+    "scale": "head",
+    "mask": "float_inf",
+    "alibi": "head",
+    "heads": 4,
+    "key_heads": 2,
+    "window": (6, 4),
+    "layout": "heads_last",
+}
+PER_QUERY: dict[str, Any] = {
+    "batch": 1,
+    "scale": "query",
+    "mask": "some_rows",
+    "is_causal": True,
+    "q_len": 9,
+    "value_size": 5,
+    "layout": "strided",
+}
+# Several blocks of queries and tiles of keys, plain products, and weight in some of the tiles only.
+TILES: dict[str, Any] = {"q_len": 70, "k_len": 140, "batch": 1, "heads": 1, "spread": 1.5}
+KINDS = {
+    "epanechnikov": Case(kernel="epanechnikov"),
+    "biweight": Case(),
+    "triweight": Case(kernel="triweight"),
+    "order-5": Case(kernel=epan.Polynomial(5.0)),
+    "anchored": Case(kernel="epanechnikov", normalization="anchored"),
+    "anchored-cosine": Case(kernel="cosine", normalization="anchored"),
+    "fixed": Case(kernel="triweight", normalization="fixed", similarity="euclidean"),
+    "fixed-cosine": Case(kernel="cosine", normalization="fixed", similarity="euclidean"),
+    "fixed-uniform": Case(kernel="biweight", normalization=epan.Fixed(empty="uniform"), similarity="euclidean"),
+    "gaussian": Case(kernel="gaussian"),
+    "gaussian-euclidean": Case(kernel="gaussian", similarity="euclidean"),
+    "nearest": Case(kernel="uniform", normalization=epan.Nearest(k=3)),
+    "nearest-gaussian": Case(kernel="gaussian", normalization=epan.Nearest(k=3)),
+}
+# One of each schedule.
+SCHEDULES = ("biweight", "anchored", "fixed", "gaussian", "nearest-gaussian")
+
+
+def agrees(kind: str, fused: Attention, eager: Attention) -> None:
+    """Outputs and gradients in both precisions that the interpreter has (it is wrong in bfloat16)."""
+    conformance.gradients_agree_with_formula(fused, KINDS[kind].but(dtype=torch.float32, **LOADED), eager)
+    # The others differ from these by the profile alone.
+    if kind in SCHEDULES:
+        conformance.gradients_agree_with_formula(fused, KINDS[kind].but(dtype=torch.float16, **LOADED), eager)
+        conformance.gradients_agree_with_formula(fused, KINDS[kind].but(dtype=torch.float32, **PER_QUERY), eager)
+
+
+def leaves_out_tiles(kind: str, fused: Attention, eager: Attention) -> None:
+    case = KINDS[kind].but(dtype=torch.float32, **TILES)
+    conformance.gradients_agree_with_formula(fused, case, eager)
+    # Statistics are judged with as many values as keys.
+    conformance.reports_statistics(fused, case.but(k_len=120), eager)
+
+
+def tells(kind: str, fused: Attention, eager: Attention) -> None:
+    case = KINDS[kind].but(dtype=torch.float32, heads=1)
+    conformance.reports_statistics(fused, case.but(mask="some_rows", scale="head"), eager)
+    conformance.takes_three_dimensions(fused, case)
+    conformance.repeats_itself(fused, case.but(is_causal=True, q_len=9))
+
+
+def contains(kind: str, fused: Attention, eager: Attention) -> None:
+    """What a query may not see leaves no trace."""
+    case = KINDS[kind].but(dtype=torch.float32, batch=1, heads=1)
+    conformance.contains_nonfinite(fused, case.but(mask="padding", scale="head", q_len=3, k_len=4))
+    conformance.hidden_keys_leave_no_trace(fused, case.but(is_causal=True, q_len=9))
+
+
+def sees(kind: str, fused: Attention, eager: Attention) -> None:
+    """Masks, nothing at all, and packed sequences."""
+    case = KINDS[kind].but(dtype=torch.float32, batch=1, heads=2)
+    conformance.fully_masked_rows_are_zero(fused, case.but(mask="some_rows", scale="query", alibi="head"))
+    conformance.handles_nothing(fused, case.but(scale="head"))
+    conformance.sees_exactly_the_allowed_keys(
+        fused, case.but(window=(2, 1), mask="float_inf", alibi="batch", q_len=5, k_len=6)
+    )
+    base = KINDS[kind].but(dtype=torch.float32, heads=2, key_heads=1, value_size=5)
+    for case in (
+        PackedCase(q_lens=(5, 0, 2), tail=3, scale="token", base=base.but(is_causal=True, alibi="head")),
+        PackedCase(q_lens=(3, 6, 1), k_lens=(8, 0, 2), scale="head", base=base.but(window=(1, 2))),
+    ):
+        conformance.packs_sequences(varlen_backend("triton"), case, varlen_backend("eager"))
+
+
+def drops(kind: str, fused: Attention, eager: Attention) -> None:
+    case = KINDS[kind].but(dtype=torch.float32, scale="head", q_len=12, k_len=20, batch=2, heads=2, key_heads=1)
+    conformance.drops_weights(fused, case)
+
+
+def hands_over(fused: Attention, eager: Attention) -> None:
+    """The Gaussian in half precision is torch's own fused attention where that says the same."""
+    base = Case(kernel="gaussian", dtype=torch.float16, q_len=9, k_len=9, scale=0.4)
+    for changes in ({}, {"is_causal": True}, {"window": (None, -1)}, {"key_heads": 1}, {"k_len": 5}):
+        case = base.but(**changes)
+        conformance.keeps_dtype_and_shape(fused, case)
+        conformance.gradients_agree_with_formula(fused, case, eager)
+
+
+def refuses(fused: Attention, eager: Attention) -> None:
+    """What has no schedule says so, and nothing falls back; a second derivative too."""
+    x = _draw(1, 1, 4, 8)
+    for options in (
+        {"kernel": epan.Polynomial(order=torch.tensor(2.0, device=x.device))},
+        {"kernel": epan.Uniform(radius=1.0), "normalization": "fixed", "similarity": "euclidean"},
+    ):
+        epan.attention(x, x, x, backend="auto", **options)
+        with pytest.raises(UnsupportedError, match="backend='triton' with"):
+            epan.attention(x, x, x, backend="triton", **options)
+    for y in (x.double(), _draw(1, 1, 4, 264)):
+        with pytest.raises(UnsupportedError, match="backend='triton' with"):
+            epan.attention(y, y, y, backend="triton")
+    with pytest.raises(UnsupportedError, match="vmap"):
+        torch.func.vmap(lambda y: epan.attention(y, y, y, backend="triton"))(x[None].detach())
+    (first,) = torch.autograd.grad(epan.attention(x, x, x, backend="triton").sum(), x, create_graph=True)
+    with pytest.raises(UnsupportedError, match="second derivative"):
+        torch.autograd.grad(first.sum(), x)
+
+
+def _draw(*shape: int, grad: bool = True) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(device_of("triton")).requires_grad_(grad)
+
+
+def _arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rule: str | epan.normalizations.Normalization = "adaptive",
+    kernel: str = "biweight",
+    euclidean: bool = False,
+    mask: Tensor | None = None,
+    slopes: Tensor | None = None,
+    offsets: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    right: int | None = None,
+    with_stats: bool = True,
+) -> tuple[Any, ...]:
+    """The arguments of ``epan::triton``."""
+    plain = scale is None
+    if scale is None:
+        scale = torch.full((), 0.5, device=q.device).expand(q.shape[:3])
+    numbers = [kernels.get(kernel).handle, normalizations.get(rule).handle, int(euclidean), int(plain), 0]
+    seed = torch.tensor(3, device=q.device) if dropout_p else None
+    return (
+        q, k, v, scale, mask, slopes, offsets, offsets, seed, numbers, None, right, dropout_p, with_stats,
+    )  # fmt: skip
+
+
+def _operator_arguments() -> dict[str, tuple[Any, ...]]:
+    shared = (_draw(1, 2, 5, 4), _draw(1, 1, 7, 4), _draw(1, 1, 7, 3))
+    device = device_of("triton")
+    return {
+        "plain": _arguments(*shared),
+        "everything": _arguments(
+            *shared,
+            scale=_draw(1, 2, 5).detach().abs().requires_grad_(),
+            mask=_draw(1, 1, 5, 7),
+            slopes=_draw(1, 2, 1, 1),
+            dropout_p=0.3,
+            with_stats=False,
+        ),
+        "packed": _arguments(
+            *(_draw(1, 2, 6, 4) for _ in range(3)),
+            offsets=torch.tensor([0, 2, 6], dtype=torch.int32, device=device),
+            right=0,
+        ),
+        "fixed": _arguments(*shared, rule="fixed", euclidean=True, kernel="triweight"),
+        "nearest": _arguments(*shared, rule=epan.Nearest(k=2), kernel="gaussian"),
+        "nothing": _arguments(_draw(1, 2, 0, 4), _draw(1, 2, 0, 4), _draw(1, 2, 0, 3)),
+    }
+
+
+OPERATORS = ("plain", "everything", "packed", "fixed", "nearest", "nothing")
+
+
+def registers(name: str, fused: Attention, eager: Attention) -> None:
+    """torch's own checks of both operators: schema, autograd, fake tensors, dynamic shapes."""
+    importlib.import_module("epan.ops.triton.operators")
+    # Lists have entries that nobody writes; filled, they compare equal.
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    inputs = _operator_arguments()[name]
+    passed = dict.fromkeys(
+        ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"), "SUCCESS"
+    )
+    assert opcheck(torch.ops.epan.triton, inputs) == passed
+    out, *rest = torch.ops.epan.triton(*inputs)
+    wanted = [int(isinstance(t, Tensor) and t.requires_grad) for t in inputs[:6]]
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in inputs[:9]]
+    state = [t.detach() for t in rest[4:]]
+    grad = torch.ones_like(out.detach())
+    backward = (grad, *detached, out.detach(), state, *inputs[9:13], wanted)
+    assert opcheck(torch.ops.epan.triton_backward, backward) == passed
+    torch.use_deterministic_algorithms(before)
+
+
+def compiles(fused: Attention, eager: Attention) -> None:
+    """One graph for all lengths, with everything that has a gradient; the same bits as uncompiled."""
+    made: list[int] = []
+    graphs = 0
+
+    def count(module: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        assert any("epan.triton" in str(node.target) for node in module.graph.nodes)
+        return aot(module, example)
+
+    from torch._dynamo.backends.debugging import aot_eager as aot
+
+    def call(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, mask: Tensor, slopes: Tensor) -> Any:
+        given = {"scale": scale, "alibi_slopes": slopes, "is_causal": True, "enable_gqa": True, "return_stats": True}
+        return epan.attention(q, k, v, mask, backend="triton", **given)
+
+    compiled = torch.compile(call, fullgraph=True, backend=count, dynamic=True)
+    for length in (7, 12):
+        shapes = ((1, 2, length, 4), (1, 1, length, 4), (1, 1, length, 3), (2, 1, 1), (length, length), (2,))
+        ours, theirs = ([_draw(*shape) for shape in shapes] for _ in range(2))
+        (out, stats), (expected, others) = compiled(*ours), call(*theirs)
+        tolerance.assert_equal_bits(out.detach(), expected.detach(), "out")
+        for name, field, other in zip(stats._fields, stats, others, strict=True):
+            tolerance.assert_equal_bits(field, other, name)
+            assert not field.requires_grad, f"{name} is not detached"
+        grads = torch.autograd.grad(out.sin().sum(), ours)
+        for number, pair in enumerate(zip(grads, torch.autograd.grad(expected.sin().sum(), theirs), strict=True)):
+            tolerance.assert_equal_bits(*pair, f"gradient of input {number}")
+        made.append(graphs)
+    assert len(set(made)) == 1, f"another graph for another length: {made}"
+
+
+def _items() -> dict[str, Callable[[Attention, Attention], None]]:
+    items: dict[str, Callable[[Attention, Attention], None]] = {}
+    for kind in KINDS:
+        items[f"{kind}-agrees"] = functools.partial(agrees, kind)
+    for kind in SCHEDULES:
+        for check in (leaves_out_tiles, tells, sees):
+            items[f"{kind}-{check.__name__}"] = functools.partial(check, kind)
+    # One of each way to the threshold: the others go the same.
+    for kind in ("biweight", "fixed", "nearest-gaussian"):
+        items[f"{kind}-contains"] = functools.partial(contains, kind)
+    # One of each set of kernels: the others drop by the same function.
+    for kind in ("biweight", "nearest-gaussian"):
+        items[f"{kind}-drops"] = functools.partial(drops, kind)
+    for name in OPERATORS:
+        items[f"operators-{name}"] = functools.partial(registers, name)
+    for function in (hands_over, refuses, compiles):
+        items[function.__name__] = function
+    return items
+
+
+ITEMS = _items()
+
+
+def _groups() -> dict[str, list[str]]:
+    """Items that one process runs, so that the interpreter is started a few times only."""
+    groups: dict[str, list[str]] = {}
+    for name in ITEMS:
+        kind, _, _ = name.rpartition("-")
+        if kind in SCHEDULES or kind == "operators":
+            group = kind
+        else:
+            group = "other kernels" if kind else "surroundings"
+        groups.setdefault(group, []).append(name)
+    return groups
+
+
+GROUPS = _groups()
