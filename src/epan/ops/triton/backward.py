@@ -367,7 +367,8 @@ def _rows(
     tl.store(COEF + out, tl.where(dead, float("-inf"), low), mask=valid)
     tl.store(COEF + all_rows + out, tl.where(dead, 0.0, delta * coefficient), mask=valid)
     if RULE == 1 or RULE == 2 or not UNIFORM:
-        tl.store(COEF + 2 * all_rows + out, factor * share, mask=valid)
+        # A huge factor times any score, added to the level of −∞, would be NaN.
+        tl.store(COEF + 2 * all_rows + out, tl.where(dead, 1.0, factor * share), mask=valid)
         tl.store(COEF + 3 * all_rows + out, tl.where(dead, 0.0, coefficient), mask=valid)
     if RULE == 1:
         excess = ratio
