@@ -10,29 +10,15 @@ from epan.errors import EpanError, UnsupportedError
 from epan.testing import catalogue, conformance
 from epan.testing.catalogue import Entry
 from epan.testing.execution import Attention, backend
+from epan.testing.inputs import LOADED, PER_QUERY
 
 LEGAL = catalogue.legal()
 BACKENDS = catalogue.backends()
 # Everything at once that may be combined: biases, masks, shared key heads, odd shapes, strides.
 SETTINGS = {
     "plain": {"scale": 0.5},
-    "loaded": {
-        "scale": "head",
-        "mask": "float_inf",
-        "alibi": "head",
-        "heads": 4,
-        "key_heads": 2,
-        "window": (6, 4),
-        "layout": "heads_last",
-    },
-    "per-query": {
-        "scale": "query",
-        "mask": "some_rows",
-        "is_causal": True,
-        "q_len": 9,
-        "value_size": 5,
-        "layout": "strided",
-    },
+    "loaded": LOADED,
+    "per-query": PER_QUERY,
 }
 
 

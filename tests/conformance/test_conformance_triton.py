@@ -17,30 +17,13 @@ from epan.testing import catalogue, conformance, inputs
 from epan.testing.catalogue import Entry
 from epan.testing.conformance import PackedCase
 from epan.testing.execution import backend, device_of, varlen_backend
-from epan.testing.inputs import Case
+from epan.testing.inputs import LOADED, PER_QUERY, Case
 
 pytestmark = pytest.mark.gpu
 
 FUSED = [entry for entry in catalogue.legal() if entry.is_fused]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON, EAGER = backend("triton"), backend("eager")
-LOADED = {
-    "scale": "head",
-    "mask": "float_inf",
-    "alibi": "head",
-    "heads": 4,
-    "key_heads": 2,
-    "window": (6, 4),
-    "layout": "heads_last",
-}
-PER_QUERY = {
-    "scale": "query",
-    "mask": "some_rows",
-    "is_causal": True,
-    "q_len": 9,
-    "value_size": 5,
-    "layout": "strided",
-}
 PLAIN = {"scale": 0.5}
 KINDS = [
     Case(dtype=torch.float32),

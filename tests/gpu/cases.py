@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import epan
+from epan._timing import captured
 from epan.testing.tolerance import NOISE, ROW_SUM, assert_equal_bits, assert_within, band
 
 __all__ = ["CASES", "GPU_ONLY"]
@@ -590,20 +591,11 @@ def part_of_a_cuda_graph(device: torch.device, dtype: torch.dtype, n: int) -> No
         out = epan.attention(*tensors, is_causal=True, kernel=KERNEL, backend="triton")
         return [out, *torch.autograd.grad(out, tensors, grad)]
 
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            both()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = both()
+    replay = captured(both, device)
     with torch.no_grad():
         for tensor, fresh in zip(tensors, triple(device, dtype, n), strict=True):
             tensor.copy_(2 * fresh)
-    graph.replay()
-    for got, right in zip(recorded, both(), strict=True):
+    for got, right in zip(replay(), both(), strict=True):
         assert_equal_bits(got, right)
 
 

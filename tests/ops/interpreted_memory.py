@@ -27,7 +27,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, Interpr
 
 import epan
 from epan.testing.execution import backend, run
-from epan.testing.inputs import Case
+from epan.testing.inputs import LOADED, PER_QUERY, Case
 
 # Of each byte: written before this launch, by nobody, or the moment of this launch at which it was.
 BEFORE, NEVER = 0, -1
@@ -44,17 +44,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"scale": "head", "q_len": 12, "k_len": 20, "key_heads": 1, "value_size": 20, "dropout_p": 0.4},
-    {
-        "scale": "head",
-        "mask": "float_inf",
-        "alibi": "head",
-        "heads": 4,
-        "key_heads": 2,
-        "window": (6, 4),
-        "layout": "heads_last",
-        "dtype": torch.float16,
-    },
-    {"scale": "query", "mask": "some_rows", "is_causal": True, "q_len": 9, "value_size": 5, "layout": "strided"},
+    {**LOADED, "dtype": torch.float16},
+    PER_QUERY,
     {"q_len": 70, "k_len": 200, "batch": 1, "heads": 2, "key_heads": 1, "spread": 1.5, "dropout_p": 0.2},
     {"q_len": 150, "k_len": 140, "batch": 1, "heads": 1, "size": 33, "dtype": torch.float16, "window": (70, 3)},
     {"q_len": 1, "k_len": 1, "batch": 1, "heads": 1, "value_size": 40},

@@ -5,10 +5,8 @@ python tests/ops/interpreted_nearest.py GROUP
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -17,26 +15,16 @@ import torch
 from torch import Tensor
 
 import epan
-from epan.kernels import Kernel
 from epan.masks import Masking
-from epan.normalizations import Normalization, Stats
 from epan.ops.triton import nearest
+from epan.ops.triton.launch import Problem
 from epan.testing import conformance, tolerance
 from epan.testing.execution import backend, varlen_backend
-from epan.testing.inputs import Case
+from epan.testing.inputs import LOADED, PER_QUERY, Case
 
-NAMES = ("q", "k", "v", "scale", "mask", "slopes")
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {
-        "scale": "head",
-        "mask": "float_inf",
-        "alibi": "head",
-        "heads": 4,
-        "key_heads": 2,
-        "window": (6, 4),
-        "layout": "heads_last",
-    },
-    {"scale": "query", "mask": "some_rows", "is_causal": True, "q_len": 9, "value_size": 5, "layout": "strided"},
+    LOADED,
+    PER_QUERY,
     {"content": "ties", "scale": -0.5, "mask": "bool", "similarity": "dot"},
     {"content": "ties", "scale": 0.5, "mask": "bool", "similarity": "euclidean"},
     # Several blocks of queries and tiles of keys: a bound from the tiles' maxima, or from the least score.
@@ -53,100 +41,6 @@ GROUPS = {
         Case(kernel="gaussian", normalization=epan.Nearest(k=3), similarity="euclidean"),
     ],
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A call as the launcher describes it."""
-
-    masking: Masking
-    kernel: Kernel
-    normalization: Normalization
-    euclidean: bool
-    dropout_p: float
-    plain_scale: bool = False
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: Tensor,
-        mask: Tensor | None,
-        slopes: Tensor | None,
-        seed: Tensor,
-        problem: Problem,
-        with_stats: bool,
-    ) -> tuple[Tensor, ...]:
-        ctx.dtypes = [None if t is None else (t.shape, t.dtype) for t in (q, k, v, scale, mask, slopes)]
-        q, k, v, reached = _contain(problem.masking, q, k, v)
-        out, threshold, support, partition, density, saved = nearest.nearest_forward(
-            problem, q, k, v, scale, seed, with_stats
-        )
-        like = nearest.nearest_saved_like(problem, q, k, v)
-        assert [(tuple(t.shape), t.dtype) for t in saved] == like
-        ctx.save_for_backward(q, k, v, scale, seed, reached, *saved)
-        ctx.problem = problem
-        out = torch.where(reached.unsqueeze(-1), math.nan, out)
-        ctx.mark_non_differentiable(threshold, support, partition, density)
-        return out, threshold, support, partition, density
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, scale, seed, reached, *saved = ctx.saved_tensors
-        needs = {name for name, flag in zip(NAMES, ctx.needs_input_grad, strict=False) if flag}
-        grad = torch.where(reached.unsqueeze(-1), 0.0, grad).contiguous()
-        # Rows that were poisoned have no weight.
-        saved[1] = torch.where(reached, math.inf, saved[1])
-        found = nearest.nearest_backward(ctx.problem, grad, q, k, v, scale, seed, tuple(saved), needs)
-        if "slopes" in found:
-            found["slopes"] = found["slopes"].sum(-1)[..., None, None]
-        result = [
-            found[name].sum_to_size(like[0]).to(like[1]) if name in found else None
-            for name, like in zip(NAMES, ctx.dtypes, strict=True)
-        ]
-        return (*result, None, None, None)
-
-
-def _contain(masking: Masking, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs without rows that are not finite, and the queries that may see one."""
-    good_q, good_k, good_v = (torch.isfinite(t).all(-1, keepdim=True) for t in (q, k, v))
-    good = good_k & good_v
-    allowed, _ = masking.whole(q.device, torch.float32)
-    groups = q.shape[1] // max(1, k.shape[1])
-    bad_k = (~good).mT.repeat_interleave(groups, 1).expand(*q.shape[:3], k.shape[2])
-    allowed = torch.ones_like(bad_k) if allowed is None else allowed.expand(bad_k.shape)
-    reached = (bad_k & allowed).any(-1) | (~good_q.squeeze(-1) & allowed.any(-1))
-    cleaned = (torch.where(g, t, 0.0).contiguous() for g, t in ((good_q, q), (good, k), (good, v)))
-    return *cleaned, reached  # type: ignore[return-value]
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    masking: Masking,
-    scale: float | Tensor,
-    kernel: Kernel,
-    normalization: Normalization,
-    *,
-    euclidean: bool,
-    dropout_p: float,
-    with_stats: bool = True,
-) -> tuple[Tensor, Stats | None]:
-    """In the place of the tiled backend."""
-    problem = Problem(masking, kernel, normalization, euclidean, dropout_p)
-    seed = torch.randint(1 << 62, ()) if dropout_p > 0 else torch.zeros((), dtype=torch.long)
-    beta = scale if isinstance(scale, Tensor) else torch.full((), scale)
-    rows = beta.float().expand(*q.shape[:3], 1).squeeze(-1)
-    out, threshold, support, partition, _ = _Attention.apply(
-        q, k, v, rows, masking.tensor, masking.slopes, seed, problem, with_stats
-    )
-    return out, Stats(threshold, support, partition) if with_stats else None
 
 
 def agree(case: Case) -> None:
@@ -174,7 +68,7 @@ def contain(case: Case) -> None:
         conformance.PackedCase(base=case, tail=2, scale="head"),
         conformance.PackedCase(q_lens=(70, 0, 80), base=case.but(is_causal=True)),
     ):
-        conformance.packs_sequences(varlen_backend("tiled"), packed, varlen_backend("eager"))
+        conformance.packs_sequences(varlen_backend("triton"), packed, varlen_backend("eager"))
 
 
 def scores_of(kind: str, length: int) -> Tensor:
@@ -256,9 +150,7 @@ def dropout(case: Case) -> None:
 
 
 if __name__ == "__main__":
-    # The public function with the kernels in the place of the tiled backend.
-    sys.modules["epan.ops.attention"].tiled_attention = attend  # type: ignore[attr-defined]
-    KERNELS, EAGER = backend("tiled"), backend("eager")
+    KERNELS, EAGER = backend("triton"), backend("eager")
     if sys.argv[1] == "search":
         search()
         density()

@@ -160,6 +160,7 @@ def test_without_a_gpu_that_can_auto_says_why(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(support, "_assembler_obstacle", lambda: None)
     for capability, expected in (((7, 5), "tiled"), ((8, 0), "triton"), ((9, 0), "triton")):
         monkeypatch.setattr(support, "_found", {})
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)

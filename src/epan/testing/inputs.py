@@ -22,7 +22,7 @@ from ..normalizations import Normalization
 from ..normalizations import get as get_normalization
 from .tolerance import NOISE, working_dtype
 
-__all__ = ["CONTENTS", "LAYOUTS", "MASKS", "SCALES", "SCORES", "Case", "Inputs", "make_scores"]
+__all__ = ["CONTENTS", "LAYOUTS", "LOADED", "MASKS", "PER_QUERY", "SCALES", "SCORES", "Case", "Inputs", "make_scores"]
 
 MASKS = (
     "none",
@@ -52,6 +52,27 @@ SCORES = (
     "sorted",
     "minus_infinity",
 )
+
+
+#: Changes of a case: everything at once that may be combined, biases, masks, shared key heads, strides.
+LOADED: dict[str, Any] = {
+    "scale": "head",
+    "mask": "float_inf",
+    "alibi": "head",
+    "heads": 4,
+    "key_heads": 2,
+    "window": (6, 4),
+    "layout": "heads_last",
+}
+#: The same with a number and a mask per query, an odd shape, and values of another size than the keys.
+PER_QUERY: dict[str, Any] = {
+    "scale": "query",
+    "mask": "some_rows",
+    "is_causal": True,
+    "q_len": 9,
+    "value_size": 5,
+    "layout": "strided",
+}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .assembler import entry
 from .scores import (
     argument,
     block_tiles,
@@ -390,7 +391,7 @@ def _rows(
     tl.store(ptr, x.to(D_Q.dtype.element_ty), mask=valid[:, None] & (cols < D)[None, :])
 
 
-@triton.jit
+@entry
 def by_rows(
     Q, K, V, GRAD, OUT, OUT_LOW, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION, DIRTY,
     REFERENCE, LEVEL, DIVISOR, REACH, LIST, COUNT, COEF, D_Q, D_SCALE, D_SLOPE, SEED, FLAGS, COLUMN_LIST, COLUMN_COUNT, ITEMS,
@@ -511,7 +512,7 @@ def _column_step(
     return dk, dv, total
 
 
-@triton.jit
+@entry
 def by_columns(
     Q, K, V, GRAD, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION, DIRTY,
     REFERENCE, LIST, COUNT, ITEMS, COEF, D_K, D_V, PARTS, D_BIAS, SEED,
@@ -619,7 +620,7 @@ def _store(
         tl.store(ptr, dv.to(D_V.dtype.element_ty), mask=there[:, None] & (cols < E)[None, :])
 
 
-@triton.jit
+@entry
 def merge(
     ITEMS, PARTS, D_K, D_V, k_len, tiles, most,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .assembler import entry
 from .scores import (
     argument,
     block_tiles,
@@ -99,7 +100,7 @@ def _write_tiles(bits, tile, inner, outer, count, FLAGS, LIST):
     return count + tl.sum(over, 0)
 
 
-@triton.jit
+@entry
 def sweep(
     Q, K, Q8, K8, Q_UNITS, K_UNITS, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
     REFERENCE, BOUND, FLAGS, LIST, COUNT,
@@ -329,7 +330,7 @@ def _reached(
     return found
 
 
-@triton.jit
+@entry
 def attend(
     Q, K, V, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION, BAD_Q, BAD_K, DIRTY,
     REFERENCE, BOUND, LIST, COUNT, OUT, OUT_LOW, LEVEL, DIVISOR, REACH, THRESHOLD, SUPPORT, PARTITION, DENSITY, SEED,

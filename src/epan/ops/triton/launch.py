@@ -24,9 +24,22 @@ from .prepare import prepare
 from .scores import ADAPTIVE, ANCHORED, FIXED, SMOOTH
 from .screening import screening
 
-__all__ = ["Forward", "Problem", "backward", "device_function", "forward", "padded", "saved_like", "shipped"]
+__all__ = [
+    "Arguments",
+    "Forward",
+    "Problem",
+    "added_scores",
+    "backward",
+    "device_function",
+    "forward",
+    "padded",
+    "ranges",
+    "saved_like",
+    "shipped",
+    "strides",
+]
 
-# Launch parameters by kernel and padded head size: of 16-bit inputs, and of float32, whose tiles take more room.
+# Launch parameters: of 16-bit inputs by kernel and largest padded head size, and of float32, whose tiles are small.
 TUNED: dict[str, dict[int, dict[str, Any]]] = {
     "prepare": {
         64: {"ROWS": 32, "num_warps": 4, "num_stages": 1},
@@ -55,23 +68,21 @@ TUNED: dict[str, dict[int, dict[str, Any]]] = {
     },
     "merge": {256: {"ROWS": 32, "num_warps": 4, "num_stages": 1}},
 }
-TUNED_WIDE: dict[str, dict[int, dict[str, Any]]] = {
-    name: {most: {**fixed, "num_warps": warps, "num_stages": 1} for most, warps in ((256, 4),)}
-    for name, fixed in {
-        "prepare": {"ROWS": 32},
-        "sweep": {},
-        "attend": {"HALVES": 1, "SPLIT": 1},
-        "by_rows": {"HALVES": 1, "SPLIT": 1, "RC": 32, "CC": 32},
-        "by_columns": {"T": True, "HALVES": 1, "SPLIT": 1},
-        "merge": {"ROWS": 32},
-    }.items()
+TUNED_WIDE: dict[str, dict[str, Any]] = {
+    "prepare": {"ROWS": 32, "num_warps": 4, "num_stages": 1},
+    "sweep": {"num_warps": 4, "num_stages": 1},
+    "attend": {"HALVES": 1, "SPLIT": 1, "num_warps": 4, "num_stages": 1},
+    "by_rows": {"HALVES": 1, "SPLIT": 1, "RC": 32, "CC": 32, "num_warps": 4, "num_stages": 1},
+    "by_columns": {"T": True, "HALVES": 1, "SPLIT": 1, "num_warps": 4, "num_stages": 1},
+    "merge": {"ROWS": 32, "num_warps": 4, "num_stages": 1},
 }
 
 
 def shipped(name: str, padded_size: int, dtype: torch.dtype) -> dict[str, Any]:
     """The launch parameters that epan brings for a kernel."""
-    table = TUNED_WIDE if dtype == torch.float32 else TUNED
-    return next(config for most, config in table[name].items() if padded_size <= most)
+    if dtype == torch.float32:
+        return TUNED_WIDE[name]
+    return next(config for most, config in TUNED[name].items() if padded_size <= most)
 
 
 def tile_size(q: Tensor) -> int:
@@ -95,7 +106,7 @@ STEPS = 40
 MOST_UNCUT = 32
 # Two of them add up within 32 bits.
 _FAR = 1 << 29
-_NO_BIAS, _BOOL_MASK, _FLOAT_MASK = 0, 1, 2
+NO_BIAS, BOOL_MASK, FLOAT_MASK = 0, 1, 2
 
 
 @functools.cache
@@ -118,8 +129,6 @@ class Problem:
     dropout_p: float
     # No scale is negative.
     plain_scale: bool = False
-    # Whether 8-bit products may find the tiles, as in ``screening``, whose setting "auto" leaves it to.
-    screen: str = "auto"
 
     @property
     def rule(self) -> int:
@@ -148,7 +157,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class _Arguments:
+class Arguments:
     """What all kernels are given about inputs and masks."""
 
     tensors: dict[str, Tensor]
@@ -190,40 +199,46 @@ def ranges(masking: Masking, device: torch.device) -> tuple[Tensor, Tensor, Tens
     return lo.int(), hi.int(), (origin + masking.offset).int()
 
 
-def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> _Arguments:
+def added_scores(masking: Masking, batch: int, heads: int, blank: Tensor) -> Arguments:
+    """What the kernels are given about mask tensor and ALiBi slopes; ``blank`` stands for what is not there."""
+    mask, slopes = masking.tensor, masking.slopes
+    kind = NO_BIAS if mask is None else BOOL_MASK if mask.dtype == torch.bool else FLOAT_MASK
+    bias: Tensor = blank
+    bias_strides: tuple[int, ...] = (0, 0, 0, 0)
+    if mask is not None:
+        bias = mask.expand(batch, heads, masking.q_len, masking.k_len)
+        bias_strides = bias.stride()
+        bias = bias.view(torch.uint8) if kind == BOOL_MASK else bias
+    numbers = dict(zip(("b_b", "b_h", "b_i", "b_j"), bias_strides, strict=True), a_b=0, a_h=0)
+    if slopes is not None:
+        slopes = slopes.float().reshape(-1, heads).contiguous()
+        numbers.update(a_b=0 if slopes.shape[0] == 1 else heads, a_h=1)
+    tensors = {"BIAS": bias, "SLOPES": blank if slopes is None else slopes}
+    return Arguments(tensors, numbers, {"BIAS_KIND": kind, "ALIBI": slopes is not None})
+
+
+def strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """The strides of batch, heads and rows, as the kernels name them."""
+    b, h, length, *_ = tensor.stride()
+    return {f"{name}_b": b, f"{name}_h": h, f"{name}_l": length}
+
+
+def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Arguments:
     side = tile_size(q)
     masking = problem.masking
     batch, heads, q_len, size = q.shape
     key_heads, k_len = k.shape[1:3]
-    mask, slopes = masking.tensor, masking.slopes
-    kind = _NO_BIAS if mask is None else _BOOL_MASK if mask.dtype == torch.bool else _FLOAT_MASK
-    general = kind == _FLOAT_MASK or slopes is not None
     blank = scale
     lo = hi = position = blank
     if masking.packing is not None:
         lo, hi, position = ranges(masking, q.device)
-    bias: Tensor = blank
-    bias_strides: tuple[int, ...] = (0, 0, 0, 0)
-    if mask is not None:
-        bias = mask.expand(batch, heads, q_len, k_len)
-        bias_strides = bias.stride()
-        bias = bias.view(torch.uint8) if kind == _BOOL_MASK else bias
-    slope_strides = (0, 0)
-    if slopes is not None:
-        slopes = slopes.float().reshape(-1, heads).contiguous()
-        slope_strides = (0 if slopes.shape[0] == 1 else heads, 1)
+    added = added_scores(masking, batch, heads, blank)
+    general = added.flags["BIAS_KIND"] == FLOAT_MASK or added.flags["ALIBI"]
     assert q.stride(-1) == k.stride(-1) == 1, "the last dimension must be contiguous"
-    tensors = {
-        "Q": q, "K": k, "SCALE": scale, "BIAS": bias, "SLOPES": blank if slopes is None else slopes,
-        "LO": lo, "HI": hi, "POSITION": position,
-    }  # fmt: skip
-    numbers: dict[str, Any] = {}
-    for name, strides in (("q", q.stride()), ("k", k.stride()), ("s", scale.stride())):
-        numbers.update({f"{name}_b": strides[0], f"{name}_h": strides[1], f"{name}_l": strides[2]})
-    for axis, stride in zip("bhij", bias_strides, strict=True):
-        numbers[f"b_{axis}"] = stride
+    tensors = {"Q": q, "K": k, "SCALE": scale, "LO": lo, "HI": hi, "POSITION": position, **added.tensors}
+    numbers: dict[str, Any] = {**strides("q", q), **strides("k", k), **strides("s", scale), **added.numbers}
     numbers.update(
-        a_b=slope_strides[0], a_h=slope_strides[1], heads=heads, group=heads // key_heads, q_len=q_len, k_len=k_len,
+        heads=heads, group=heads // key_heads, q_len=q_len, k_len=k_len,
         tiles=triton.cdiv(k_len, side), blocks=triton.cdiv(q_len, side), order=problem.order,
         left=_bound(masking.left), right=_bound(masking.right), offset=masking.offset,
     )  # fmt: skip
@@ -232,12 +247,12 @@ def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor)
         "PROFILE": device_function(problem.kernel.device_profile),
         "SLOPE": device_function(problem.kernel.device_derivative),
         "RULE": problem.rule, "EMPTY": problem.empty, "POWER": isinstance(problem.kernel, RectifiedPolynomial),
-        "GENERAL": general, "EUCLIDEAN": problem.euclidean, "BIAS_KIND": kind, "ALIBI": slopes is not None,
+        "GENERAL": general, "EUCLIDEAN": problem.euclidean, **added.flags,
         "PACKED": masking.packing is not None, "SIGNED": not problem.plain_scale,
         "UNIFORM": scale.stride(2) == 0,
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
     }  # fmt: skip
-    return _Arguments(tensors, numbers, flags)
+    return Arguments(tensors, numbers, flags)
 
 
 def _bound(bound: int | None) -> int:
@@ -264,7 +279,7 @@ class Forward(NamedTuple):
     saved: tuple[Tensor, ...]
 
 
-def _prepare(problem: Problem, args: _Arguments, v: Tensor, screen: bool, dirty: Tensor) -> dict[str, Tensor]:
+def _prepare(args: Arguments, v: Tensor, k_half: Tensor, screen: bool, dirty: Tensor) -> dict[str, Tensor]:
     q, k = args.tensors["Q"], args.tensors["K"]
     batch, key_heads, k_len, _ = k.shape
     size, tiles, blocks = args.flags["DP"], args.numbers["tiles"], args.numbers["blocks"]
@@ -272,10 +287,8 @@ def _prepare(problem: Problem, args: _Arguments, v: Tensor, screen: bool, dirty:
     found = {
         "BAD_Q": torch.empty(q.shape[:3], dtype=torch.int8, device=device),
         "BAD_K": torch.empty(k.shape[:3], dtype=torch.int8, device=device),
-        "DIRTY": dirty, "K_HALF": blank, "Q8": blank, "K8": blank, "Q_UNITS": blank, "K_UNITS": blank,
+        "DIRTY": dirty, "K_HALF": k_half, "Q8": blank, "K8": blank, "Q_UNITS": blank, "K_UNITS": blank,
     }  # fmt: skip
-    if problem.euclidean:
-        found["K_HALF"] = torch.empty(k.shape[:3], dtype=torch.float32, device=device)
     if screen:
         found["Q8"] = torch.empty((*q.shape[:3], size), dtype=torch.int8, device=device)
         found["K8"] = torch.empty((batch, key_heads, tiles * args.flags["BN"], size), dtype=torch.int8, device=device)
@@ -283,7 +296,7 @@ def _prepare(problem: Problem, args: _Arguments, v: Tensor, screen: bool, dirty:
         found["K_UNITS"] = torch.empty((batch, key_heads, tiles, 4), dtype=torch.float32, device=device)
     _launch(
         prepare, (blocks + tiles) * q.shape[0] * q.shape[1], args.config("prepare"), args.tensors, args.numbers, args.flags,
-        found, V=v, **_strides("v", v), E=v.shape[-1], EP=padded(v.shape[-1]), SCREEN=screen,
+        found, V=v, **strides("v", v), E=v.shape[-1], EP=padded(v.shape[-1]), SCREEN=screen,
     )  # fmt: skip
     return found
 
@@ -297,29 +310,27 @@ def forward(
     args = _arguments(problem, q, k, v, scale)
     blocks = args.numbers["blocks"]
     device, per_row = q.device, (batch, heads, q_len)
-    reference, bound, level, divisor = (torch.empty(per_row, dtype=torch.float32, device=device) for _ in range(4))
-    shapes = saved_like(problem, q, k, v)
-    flags = torch.zeros(shapes[3][0], dtype=torch.int8, device=device)
-    # A list that is read ahead of its end must not hold numbers of tiles that do not exist.
-    listed = torch.zeros(shapes[4][0], dtype=torch.int32, device=device)
-    count = torch.empty(shapes[5][0], dtype=torch.int32, device=device)
-    low = torch.empty(shapes[6][0], dtype=shapes[6][1], device=device)
-    reach = torch.empty(shapes[8][0], dtype=torch.float32, device=device)
+    # Zeros for the flags, and because a list that is read ahead of its end must not hold numbers of tiles that do not exist.
+    saved = tuple(
+        torch.zeros(shape, dtype=dtype, device=device)
+        if dtype in (torch.int8, torch.int32)
+        else torch.empty(shape, dtype=dtype, device=device)
+        for shape, dtype in saved_like(problem, q, k, v)
+    )
+    reference, level, divisor, flags, listed, count, low, k_half, reach = saved
+    bound = torch.empty(per_row, dtype=torch.float32, device=device)
     out = torch.empty((batch, heads, q_len, size), dtype=v.dtype, device=device)
     shape = per_row if with_stats else (0,)
     threshold, partition, density = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
     support = torch.empty(shape, dtype=torch.long, device=device)
-    k_half = torch.empty((0,), dtype=torch.float32, device=device)
     if batch * heads * q_len:
         dirty = flags[-16:].view(torch.int32)
-        mode = screening() if problem.screen == "auto" else problem.screen
+        mode = screening()
         screen = (
             mode != "never" and problem.rule == ADAPTIVE and not problem.euclidean
-            and not args.flags["GENERAL"] and args.flags["BIAS_KIND"] == _NO_BIAS and args.flags["DP"] >= 32
+            and not args.flags["GENERAL"] and args.flags["BIAS_KIND"] == NO_BIAS and args.flags["DP"] >= 32
         )  # fmt: skip
-        found = _prepare(problem, args, v, screen, dirty)
-        if problem.euclidean:
-            k_half = found["K_HALF"]
+        found = _prepare(args, v, k_half, screen, dirty)
         common = (args.tensors, args.numbers, args.flags, found)
         _launch(
             sweep, blocks * batch * heads, args.config("sweep"), *common, REFERENCE=reference, BOUND=bound,
@@ -331,24 +342,17 @@ def forward(
             attend, blocks * config["HALVES"] * batch * heads, config, *common, V=v, REFERENCE=reference,
             BOUND=bound, LIST=listed, COUNT=count, OUT=out, OUT_LOW=low, LEVEL=level, REACH=reach, DIVISOR=divisor,
             THRESHOLD=threshold, SUPPORT=support, PARTITION=partition, DENSITY=density, SEED=seed,
-            **_strides("v", v), **_strides("o", out),
+            **strides("v", v), **strides("o", out),
             tolerance=EXACT if with_stats else problem.tolerance(q.dtype), drop=problem.dropout_p,
             E=size, EP=padded(size), DROPOUT=problem.dropout_p > 0, STATS=with_stats, LOW=low.numel() > 0, STEPS=STEPS,
         )  # fmt: skip
-    return Forward(
-        out,
-        threshold,
-        support,
-        partition,
-        density,
-        (reference, level, divisor, flags, listed, count, low, k_half, reach),
-    )
+    return Forward(out, threshold, support, partition, density, saved)
 
 
 def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of ``saved``: reference, level, divisor, flags, list, count, what rounding took from the output,
-    ‖k‖²/2, and the profile's argument at the best key (fixed)
-    or how far below its score a key ties with it (anchored)."""
+    ‖k‖²/2, and the profile's argument at the best key (fixed) or how far below its score a key ties with it (anchored).
+    """
     batch, heads, q_len, _ = q.shape
     k_len = k.shape[2]
     side = tile_size(q)
@@ -364,11 +368,6 @@ def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[
         ((batch, k.shape[1], k_len) if problem.euclidean else (0,), torch.float32),
         (rows if problem.rule in (FIXED, ANCHORED) else (0,), torch.float32),
     ]  # fmt: skip
-
-
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    b, h, length, _ = tensor.stride()
-    return {f"{name}_b": b, f"{name}_h": h, f"{name}_l": length}
 
 
 def backward(
@@ -409,7 +408,7 @@ def backward(
                 "K_HALF": k_half, "DIRTY": flags[-16:].view(torch.int32),
                 "COEF": coef, "all_rows": batch * heads * q_len,
                 "FOLD": not args.flags["UNIFORM"] and "mask" not in needs, "drop": problem.dropout_p, "DROPOUT": problem.dropout_p > 0,
-                "E": value_size, "EP": padded(value_size), **_strides("v", v), **_strides("g", grad),
+                "E": value_size, "EP": padded(value_size), **strides("v", v), **strides("g", grad),
             },
         )  # fmt: skip
         most = tiles + tiles // 2 + 2
@@ -420,7 +419,7 @@ def backward(
         items = torch.empty((shape[0], most, 4), dtype=torch.int32, device=device)
         _launch(
             by_rows, (blocks * config["HALVES"] + columns) * batch * heads, config, *common, OUT=out, OUT_LOW=low,
-            **_strides("o", out), LIST=listed, COUNT=count, D_Q=d_q, D_SCALE=d_scale, D_SLOPE=d_slope,
+            **strides("o", out), LIST=listed, COUNT=count, D_Q=d_q, D_SCALE=d_scale, D_SLOPE=d_slope,
             LOW=low.numel() > 0, NEED_SCALE="scale" in needs, NEED_SLOPE="slopes" in needs,
             EXACT=bool(needs & {"scale", "slopes", "mask"}), FLAGS=flags,
             COLUMN_LIST=by_column, COLUMN_COUNT=sizes, ITEMS=items, most=most, COLUMNS=columns,

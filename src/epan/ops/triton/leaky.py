@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from .assembler import entry
 
 __all__ = ["LARGEST_UNIT", "leaky_average"]
 
@@ -101,7 +102,7 @@ def _start(
     return carry
 
 
-@triton.jit
+@entry
 def average(
     X, RATE, STATE, ENDS, TOTALS, OUT, CARRIES, LAST,
     x_b, x_h, x_t, r_b, r_h, r_t, heads, length, size, chunks, per_segment, segments,
@@ -151,7 +152,7 @@ def average(
         tl.store(LAST + pair * size + columns, carry, mask=inside & (segment == segments - 1))
 
 
-@triton.jit
+@entry
 def average_backward(
     X, RATE, GRAD, GRAD_LAST, CARRIES, ENDS, TOTALS, D_X, D_RATE, D_STATE,
     x_b, x_h, x_t, r_b, r_h, r_t, g_b, g_h, g_t, o_b, o_h, o_t, o_d,

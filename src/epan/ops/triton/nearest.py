@@ -10,7 +10,6 @@ Query, key and value must be finite: non-finite rows are taken out by the caller
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from ...kernels import Gaussian
 from ...masks import Masking
 from ...normalizations import Nearest
-from .launch import Problem, ranges
+from .launch import Arguments, Problem, added_scores, padded, ranges, strides
 from .nearest_gradients import nearest_by_columns, nearest_by_rows
 from .nearest_kernels import index_tiles, nearest_attend, nearest_sweep
 
@@ -41,7 +40,6 @@ TUNED = {
 _BOUND_PASSES = 10
 # Scratch of the sweep; more blocks than fit are swept in several launches.
 SCRATCH_BYTES = 256 << 20
-_NO_BIAS, _BOOL_MASK, _FLOAT_MASK = 0, 1, 2
 
 
 def _tile_shape(q: Tensor, v: Tensor) -> tuple[int, int]:
@@ -57,7 +55,7 @@ def _tile_shape(q: Tensor, v: Tensor) -> tuple[int, int]:
 
 
 def _row_bytes(q: Tensor, v: Tensor) -> int:
-    return _padded(max(q.shape[-1], v.shape[-1])) * q.element_size()
+    return padded(max(q.shape[-1], v.shape[-1])) * q.element_size()
 
 
 def _tuned(name: str, q: Tensor, v: Tensor) -> dict[str, Any]:
@@ -71,32 +69,8 @@ def _tuned(name: str, q: Tensor, v: Tensor) -> dict[str, Any]:
     return tuned
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    """What all kernels are given about inputs and masks."""
-
-    tensors: dict[str, Tensor]
-    numbers: dict[str, Any]
-    flags: dict[str, Any]
-
-    @property
-    def tiles(self) -> int:
-        return int(self.numbers["tiles"])
-
-    @property
-    def blocks(self) -> int:
-        return int(self.numbers["blocks"])
-
-    def all(self) -> dict[str, Any]:
-        return {**self.tensors, **self.numbers, **self.flags}
-
-
-def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
-
-
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    return dict(zip((f"{name}_b", f"{name}_h", f"{name}_l"), tensor.stride(), strict=False))
+def _all(args: Arguments) -> dict[str, Any]:
+    return {**args.tensors, **args.numbers, **args.flags}
 
 
 def _lined_up(tensor: Tensor) -> Tensor:
@@ -104,50 +78,37 @@ def _lined_up(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> _Arguments:
+def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Arguments:
     masking = problem.masking
     rows, columns = _tile_shape(q, v)
     q, k = _lined_up(q), _lined_up(k)
     batch, heads, q_len, size = q.shape
     key_heads, k_len = k.shape[1:3]
     lo, hi, position = ranges(masking, q.device)
-    mask, slopes = masking.tensor, masking.slopes
-    kind = _NO_BIAS if mask is None else _BOOL_MASK if mask.dtype == torch.bool else _FLOAT_MASK
-    blank = scale
-    q_half = k_half = bias = blank
+    added = added_scores(masking, batch, heads, scale)
+    q_half = k_half = scale
     if problem.euclidean:
         q_half, k_half = ((t.float().square().sum(-1) / 2).contiguous() for t in (q, k))
-    bias_strides: tuple[int, ...] = (0, 0, 0, 0)
-    if mask is not None:
-        bias = mask.expand(batch, heads, q_len, k_len)
-        bias_strides = bias.stride()
-        bias = bias.view(torch.uint8) if kind == _BOOL_MASK else bias
-    slope_strides = (0, 0)
-    if slopes is not None:
-        slopes = slopes.float().reshape(-1, heads).contiguous()
-        slope_strides = (0 if slopes.shape[0] == 1 else heads, 1)
     tensors = {
-        "Q": q, "K": k, "SCALE": scale, "Q_HALF": q_half, "K_HALF": k_half, "BIAS": bias,
-        "SLOPES": blank if slopes is None else slopes, "LO": lo, "HI": hi, "POSITION": position,
+        "Q": q, "K": k, "SCALE": scale, "Q_HALF": q_half, "K_HALF": k_half, "LO": lo, "HI": hi, "POSITION": position,
+        **added.tensors,
     }  # fmt: skip
-    numbers: dict[str, Any] = {**_strides("q", q), **_strides("k", k), **_strides("s", scale)}
-    numbers.update(zip(("b_b", "b_h", "b_i", "b_j"), bias_strides, strict=True))
-    numbers.update(
-        a_b=slope_strides[0], a_h=slope_strides[1], heads=heads, group=heads // max(1, key_heads), q_len=q_len,
-        k_len=k_len, tiles=triton.cdiv(k_len, columns), blocks=triton.cdiv(q_len, rows),
-    )  # fmt: skip
+    numbers = {
+        **strides("q", q), **strides("k", k), **strides("s", scale), **added.numbers, "heads": heads,
+        "group": heads // max(1, key_heads), "q_len": q_len, "k_len": k_len, "tiles": triton.cdiv(k_len, columns),
+        "blocks": triton.cdiv(q_len, rows),
+    }  # fmt: skip
     flags = {
-        "D": size, "DP": _padded(size), "BM": rows, "BN": columns, "EVEN": q_len % rows == 0, "EUCLIDEAN": problem.euclidean,
-        "BIAS_KIND": kind, "ALIBI": slopes is not None,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "D": size, "DP": padded(size), "BM": rows, "BN": columns, "EVEN": q_len % rows == 0, "EUCLIDEAN": problem.euclidean,
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32", **added.flags,
     }  # fmt: skip
-    return _Arguments(tensors, numbers, flags)
+    return Arguments(tensors, numbers, flags)
 
 
 def _value_arguments(problem: Problem, v: Tensor, seed: Tensor) -> dict[str, Any]:
     size, v = v.shape[-1], _lined_up(v)
     return {
-        "V": v, **_strides("v", v), "E": size, "EP": _padded(size), "SEED": seed,
+        "V": v, **strides("v", v), "E": size, "EP": padded(size), "SEED": seed,
         "drop": problem.dropout_p, "DROPOUT": problem.dropout_p > 0,
     }  # fmt: skip
 
@@ -166,7 +127,7 @@ def _index(flags: Tensor, by_columns: bool) -> tuple[Tensor, Tensor]:
     return listed, count
 
 
-def _density(args: _Arguments, masking: Masking, flags: Tensor, heads: int) -> Tensor:
+def _density(args: Arguments, masking: Masking, flags: Tensor, heads: int) -> Tensor:
     """(B, H, Lq): the share of visible tiles of 128 keys in which any query of the query's block of 128 has weight."""
     used = flags > 0
     for dim, size in ((-1, args.flags["BN"]), (-2, args.flags["BM"])):
@@ -199,7 +160,7 @@ def nearest_forward(
     batch, heads, q_len, _ = q.shape
     k_len, size = v.shape[2:]
     args = _arguments(problem, q, k, v, scale)
-    tiles, blocks, block_rows = args.tiles, args.blocks, args.flags["BM"]
+    tiles, blocks, block_rows = args.numbers["tiles"], args.numbers["blocks"], args.flags["BM"]
     device, per_row = q.device, (batch, heads, q_len)
     top, bound, cut, share, divisor = (torch.empty(per_row, device=device) for _ in range(5))
     flags = torch.zeros((batch * heads, blocks, tiles), dtype=torch.int8, device=device)
@@ -217,15 +178,15 @@ def nearest_forward(
             for block in range(0, blocks, rows_at_once):
                 launched = min(rows_at_once, blocks - block)
                 nearest_sweep[(launched * min(heads_at_once, batch * heads - head),)](
-                    **args.all(), PEAKS=peaks, TOP=top, BOUND=bound, FROM=cut, UPTO=share, FLAGS=flags, head0=head,
+                    **_all(args), PEAKS=peaks, TOP=top, BOUND=bound, FROM=cut, UPTO=share, FLAGS=flags, head0=head,
                     block0=block, launched=launched, neighbours=neighbours, PASSES=_BOUND_PASSES, **_tuned("sweep", q, v),
                 )  # fmt: skip
         listed, count = _index(flags, by_columns=False)
         nearest_attend[(blocks * batch * heads,)](
-            **args.all(), **_value_arguments(problem, v, seed), TOP=top, BOUND=bound, FROM=cut, UPTO=share, LIST=listed,
+            **_all(args), **_value_arguments(problem, v, seed), TOP=top, BOUND=bound, FROM=cut, UPTO=share, LIST=listed,
             COUNT=count, FLAGS=flags, OUT=out, CUT=cut, SHARE=share, DIVISOR=divisor, THRESHOLD=threshold,
             SUPPORT=support,
-            PARTITION=partition, **_strides("o", out), neighbours=neighbours,
+            PARTITION=partition, **strides("o", out), neighbours=neighbours,
             SMOOTH=isinstance(problem.kernel, Gaussian), STATS=with_stats, **_tuned("attend", q, v),
         )  # fmt: skip
         if with_stats:
@@ -278,13 +239,13 @@ def nearest_backward(
     blank = torch.empty(0, device=device)
     delta = torch.empty(per_row if smooth else (0,), device=device)
     common = {
-        **args.all(), **_value_arguments(problem, v, seed), "GRAD": grad, **_strides("g", grad), "TOP": top, "CUT": cut,
+        **_all(args), **_value_arguments(problem, v, seed), "GRAD": grad, **strides("g", grad), "TOP": top, "CUT": cut,
         "SHARE": share, "DIVISOR": divisor, "DELTA": delta,
     }  # fmt: skip
     if batch * heads * q_len * k_len:
         if smooth and needs - {"v"}:
             listed, count = _index(flags, by_columns=False)
-            nearest_by_rows[(args.blocks * batch * heads,)](
+            nearest_by_rows[(args.numbers["blocks"] * batch * heads,)](
                 **common, LIST=listed, COUNT=count, D_Q=found.get("q", blank),
                 D_SCALE=found.get("scale", blank), D_SLOPE=found.get("slopes", blank), NEED_Q="q" in needs,
                 NEED_SCALE="scale" in needs, NEED_SLOPE="slopes" in needs, **_tuned("by_rows", q, v),
@@ -292,7 +253,7 @@ def nearest_backward(
         of_scores = needs & {"k", "mask"} if smooth else set()
         if of_scores or "v" in needs:
             listed, count = _index(flags, by_columns=True)
-            nearest_by_columns[(args.tiles * batch * heads,)](
+            nearest_by_columns[(args.numbers["tiles"] * batch * heads,)](
                 **common, LIST=listed, COUNT=count, D_K=found.get("k", blank), D_V=found.get("v", blank),
                 D_BIAS=found.get("mask", blank), SMOOTH=smooth, NEED_K="k" in of_scores, NEED_V="v" in needs,
                 NEED_BIAS="mask" in of_scores, **_tuned("by_columns", q, v),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .assembler import entry
 from .nearest_kernels import queries, tile_of, weigh
 from .scores import kept, load_rows
 
@@ -24,7 +25,7 @@ def _gradient(
     return w, w * (g - delta[:, None])
 
 
-@triton.jit
+@entry
 def nearest_by_rows(
     Q, K, V, GRAD, SCALE, Q_HALF, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
     TOP, CUT, SHARE, DIVISOR, LIST, COUNT, DELTA, D_Q, D_SCALE, D_SLOPE, SEED,
@@ -113,7 +114,7 @@ def nearest_by_rows(
         tl.store(D_SLOPE + out, by_slope, mask=valid)
 
 
-@triton.jit
+@entry
 def nearest_by_columns(
     Q, K, V, GRAD, SCALE, Q_HALF, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
     TOP, CUT, SHARE, DIVISOR, LIST, COUNT, DELTA, D_K, D_V, D_BIAS, SEED,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import edge_tile, kept, load_rows, tile_scores
+from .assembler import entry
+from .scores import block_tiles, edge_tile, kept, load_rows, row_range, tile_scores
 
 __all__ = ["index_tiles", "nearest_attend", "nearest_sweep", "queries", "tile_of", "weigh"]
 
@@ -25,26 +26,6 @@ def _image(x):
 def _number(image):
     """The float32 of an image."""
     return (image ^ ((image >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _ranges(LO, HI, rows, q_len, BN: tl.constexpr):
-    """Key range [lo, hi) of each row, and in tiles: all that any row sees, and those that every row sees in full."""
-    valid = rows < q_len
-    lo = tl.load(LO + rows, mask=valid, other=0)
-    hi = tl.load(HI + rows, mask=valid, other=0)
-    some = valid & (hi > lo)
-    big = 2147483647
-    first = tl.min(tl.where(some, lo, big), 0)
-    last = tl.max(tl.where(some, hi, 0), 0)
-    first = tl.minimum(first, last) // BN
-    last = (last + BN - 1) // BN
-    inner = (tl.max(tl.where(valid, lo, 0), 0) + BN - 1) // BN
-    outer = tl.min(tl.where(valid, hi, big), 0) // BN
-    empty = outer <= inner
-    inner = tl.where(empty, last, inner)
-    outer = tl.where(empty, last, outer)
-    return lo, hi, first, inner, outer, last
 
 
 @triton.jit
@@ -108,6 +89,20 @@ def _halve(low, high, middle, reached):
 
 
 @triton.jit
+def _peak(z, place, top, lowest, number, least):
+    """Stores the row maxima of a tile, and takes them into account: the largest and least one, their number, the least z."""
+    peak = tl.max(z, 1)
+    some = peak > float("-inf")
+    tl.store(place, peak)
+    return (
+        tl.maximum(top, peak),
+        tl.minimum(lowest, tl.where(some, peak, float("inf"))),
+        number + some.to(tl.float32),
+        tl.minimum(least, tl.min(tl.where(z > float("-inf"), z, float("inf")), 1)),
+    )
+
+
+@entry
 def nearest_sweep(
     Q, K, SCALE, Q_HALF, K_HALF, BIAS, SLOPES, LO, HI, POSITION, PEAKS, TOP, BOUND, FROM, UPTO, FLAGS,
     q_b, q_h, q_l, k_b, k_h, k_l, s_b, s_h, s_l, b_b, b_h, b_i, b_j, a_b, a_h,
@@ -119,8 +114,7 @@ def nearest_sweep(
     """The best score of each row, a lower bound of the k-th best one, and the tiles that reach it.
 
     The maxima of k tiles are k keys, so what k maxima reach is a bound. FROM, UPTO: a guess at both sides of the k-th
-    best
-    score. PEAKS: scratch (head, block, tile, row). FLAGS: 1 = inner tile that reaches the bound in some row, 2 = edge
+    best score. PEAKS: scratch (head, block, tile, row). FLAGS: 1 = inner tile that reaches the bound in some row, 2 = edge
     tile.
     """
     # The longest first; one axis, because the others of a grid end at 65,535.
@@ -135,7 +129,9 @@ def nearest_sweep(
     index = tl.arange(0, BM)
     rows = block * BM + index
     valid = rows < q_len
-    lo, hi, first, inner, outer, last = _ranges(LO, HI, rows, q_len, BN)
+    # The ranges come with every call, so that no bound of a window is needed beside them.
+    first, inner, outer, last = block_tiles(LO, HI, block, 0, 0, q_len, k_len, BM, BN, True)
+    lo, hi = row_range(LO, HI, rows, 0, 0, q_len, k_len, True)
     q, scale, q_half, position, slope = queries(
         Q, SCALE, Q_HALF, SLOPES, POSITION, b, h, heads, block, rows, q_len, q_b, q_h, q_l, s_b, s_h, s_l, a_b, a_h,
         D, DP, BM, EVEN, EUCLIDEAN, ALIBI,
@@ -151,26 +147,14 @@ def nearest_sweep(
             q, K, k_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile, q_len, k_len,
             D, DP, BN, EUCLIDEAN, BIAS_KIND, ALIBI, True, PRECISION,
         )  # fmt: skip
-        peak = tl.max(z, 1)
-        some = peak > float("-inf")
-        tl.store(PEAKS + tile.to(tl.int64) * BM + index, peak)
-        top = tl.maximum(top, peak)
-        lowest = tl.minimum(lowest, tl.where(some, peak, float("inf")))
-        number += some.to(tl.float32)
-        least = tl.minimum(least, tl.min(tl.where(z > float("-inf"), z, float("inf")), 1))
+        top, lowest, number, least = _peak(z, PEAKS + tile.to(tl.int64) * BM + index, top, lowest, number, least)
     for step in range(outer - inner):
         tile = inner + step
         z, raw, k = tile_of(
             q, K, k_l, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile, q_len, k_len,
             D, DP, BN, EUCLIDEAN, BIAS_KIND, ALIBI, False, PRECISION,
         )  # fmt: skip
-        peak = tl.max(z, 1)
-        some = peak > float("-inf")
-        tl.store(PEAKS + tile.to(tl.int64) * BM + index, peak)
-        top = tl.maximum(top, peak)
-        lowest = tl.minimum(lowest, tl.where(some, peak, float("inf")))
-        number += some.to(tl.float32)
-        least = tl.minimum(least, tl.min(tl.where(z > float("-inf"), z, float("inf")), 1))
+        top, lowest, number, least = _peak(z, PEAKS + tile.to(tl.int64) * BM + index, top, lowest, number, least)
     tl.debug_barrier()
     enough = number >= neighbours
     # Of scores in random order a tile holds k/T of the k best ones, and so none of them in e^(−k/T) of the tiles.
@@ -214,7 +198,7 @@ def nearest_sweep(
     tl.store(UPTO + out, high_end, mask=valid)
 
 
-@triton.jit
+@entry
 def index_tiles(
     FLAGS, LIST, COUNT, majors, minors, head_stride, major_stride, minor_stride, RC: tl.constexpr, CC: tl.constexpr
 ):  # fmt: skip
@@ -329,7 +313,7 @@ def _output_step(
     return acc, total, size, kth, used
 
 
-@triton.jit
+@entry
 def nearest_attend(
     Q, K, V, SCALE, Q_HALF, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
     TOP, BOUND, FROM, UPTO, LIST, COUNT, FLAGS, OUT, CUT, SHARE, DIVISOR, THRESHOLD, SUPPORT, PARTITION, SEED,

@@ -179,22 +179,8 @@ def _triton(
 
 
 @_triton.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: Tensor,
-    mask: Tensor | None,
-    slopes: Tensor | None,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    seed: Tensor | None,
-    numbers: list[int],
-    left: int | None,
-    right: int | None,
-    dropout_p: float,
-    with_stats: bool,
-) -> list[Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
+    _, mask, slopes, cu_q, cu_k, _, numbers, left, right, dropout_p, with_stats = rest
     problem = _problem_of(mask, slopes, cu_q, cu_k, q.shape[2], k.shape[2], numbers, left, right, dropout_p)
     per_query = q.shape[:3] if with_stats else (0,)
     dtypes = (torch.float32, torch.int64, torch.float32, torch.float32)
@@ -229,26 +215,8 @@ def _triton_backward(
 
 
 @_triton_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: Tensor,
-    mask: Tensor | None,
-    slopes: Tensor | None,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    seed: Tensor | None,
-    out: Tensor,
-    saved: list[Tensor],
-    numbers: list[int],
-    left: int | None,
-    right: int | None,
-    dropout_p: float,
-    wanted: list[int],
-) -> list[Tensor]:
-    likes = (q, k, v, scale, mask, slopes)
+def _(grad: Tensor, *rest: Any) -> list[Tensor]:
+    likes, wanted = rest[: len(_NAMES)], rest[-1]
     return [like.new_empty(like.shape) for like, flag in zip(likes, wanted, strict=True) if flag and like is not None]
 
 

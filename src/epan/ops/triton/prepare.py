@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .assembler import entry
 from .scores import clean, load_rows
 
 __all__ = ["prepare"]
@@ -57,7 +58,7 @@ def _queries(
         tl.store(Q_UNITS + 2 * count + out, tl.sqrt(tl.sum(x * x, 1)), mask=valid)
 
 
-@triton.jit
+@entry
 def prepare(
     Q, K, V, SCALE, K_HALF, BAD_Q, BAD_K, DIRTY, Q8, K8, Q_UNITS, K_UNITS,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, s_b, s_h, s_l, heads, group, q_len, k_len, blocks, tiles,

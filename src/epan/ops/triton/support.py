@@ -16,6 +16,8 @@ __all__ = ["MAX_SIZE", "Obstacle", "machine_obstacle", "obstacle"]
 
 MAX_SIZE = 256
 _CAPABILITY = (8, 0)
+# The GPUs of that major capability have warp-group products, for which the assembler matters.
+_HOPPER = 9
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _SCHEDULED = (Adaptive, Anchored, Fixed, Nearest)
 _TILED = 'use backend="tiled"'
@@ -94,4 +96,19 @@ def _examine(device: torch.device) -> Obstacle | None:
         return Obstacle(
             f"a GPU of compute capability {found}", f"the fused kernels need {least} (Ampere) or later", _TILED
         )
-    return None
+    return _assembler_obstacle() if capability[0] == _HOPPER else None
+
+
+def _assembler_obstacle() -> Obstacle | None:
+    # Imports Triton, which is about to be used.
+    assembler = importlib.import_module(f"{__package__}.assembler")
+    path, version = assembler.chosen()
+    if version >= assembler.LEAST:
+        return None
+    found, least = (".".join(map(str, pair)) for pair in (version, assembler.LEAST))
+    return Obstacle(
+        f"the assembler {path}",
+        f"it is ptxas {found}, which gets the fused kernels wrong on this GPU",
+        f"set TRITON_PTXAS_PATH to a ptxas of CUDA {least} or later that the driver can take, or upgrade Triton to 3.8 or "
+        f"later, or {_TILED}",
+    )
