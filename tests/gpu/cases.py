@@ -564,22 +564,39 @@ def eight_bit_products_find_every_tile(device: torch.device, dtype: torch.dtype,
 
 @case([140], [1000])
 def eight_bit_products_without_bars_are_noticed(device: torch.device, dtype: torch.dtype, n: int) -> None:
-    launch = importlib.import_module("epan.ops.triton.launch")
+    launch, plans = (importlib.import_module(f"epan.ops.triton.{name}") for name in ("launch", "plans"))
     prepare = launch._prepare
 
-    def barless(*arguments: Any) -> dict[str, Tensor]:
-        found = prepare(*arguments)
-        if found["Q8"].dtype == torch.int8:
-            found["Q_UNITS"][2].zero_()
-            found["K_UNITS"][..., 1].zero_()
-        return found
+    def barless(plan: Any, args: Any, tensors: dict[str, Tensor], constants: Any) -> None:
+        prepare(plan, args, tensors, constants)
+        if tensors["Q8"].dtype == torch.int8:
+            tensors["Q_UNITS"][2].zero_()
+            tensors["K_UNITS"][..., 1].zero_()
 
+    # What a call like one before starts does not pass through here.
+    plans.forget()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_prepare", barless)
         with epan.ops.triton.screen("always"), pytest.raises(AssertionError, match="output"):
             judge(coarse(device, dtype, n), scale=8.0)
         with epan.ops.triton.screen("never"):
             judge(coarse(device, dtype, n), scale=8.0)
+
+
+@case([], [1000])
+def calls_like_one_before(device: torch.device, dtype: torch.dtype, n: int) -> None:
+    """Other numbers at other addresses, then other settings and strides: no call takes what belongs to another."""
+    importlib.import_module("epan.ops.triton.plans").forget()
+    for turn in range(3):
+        q, k, v = (t * (1 + turn) for t in triple(device, dtype, n))
+        judge((q, k, v), is_causal=True, label=f"turn {turn}")
+        judge((q, k, v), is_causal=turn == 1, scale=0.1 * (1 + turn), label=f"setting {turn}")
+        # The same shape one element further in memory, and the heads of a packed projection.
+        shifted = [torch.cat((t.flatten()[:1], t.flatten()))[1:].view(t.shape) for t in (q, k, v)]
+        judge(shifted, is_causal=True, label=f"shifted {turn}")
+        packed = torch.cat((q, k, v), -1).chunk(3, -1)
+        judge(packed, is_causal=True, label=f"packed {turn}")
+        judge((q, k, v), is_causal=True, wrt="kv"[: turn or 1], label=f"some {turn}")
 
 
 @case([], [4097])

@@ -131,7 +131,7 @@ def density() -> None:
     for left, expected in ((None, (0.25, 0.5)), (0, (1.0, 1.0))):
         masking = Masking(256, length, left=left, right=None if left is None else 0)
         problem = Problem(masking, epan.kernels.get("gaussian"), epan.Nearest(k=100), False, 0.0)
-        _, _, support, _, share, saved = nearest.nearest_forward(problem, query, key, value, rows, seed, True)
+        _, (_, support, _, share), saved = nearest.nearest_forward(problem, query, key, value, rows, seed, True)
         assert share.shape == (1, 1, 256)
         assert bool((share[..., :128] == expected[0]).all()), share
         assert bool((share[..., 128:] == expected[1]).all()), share

@@ -31,7 +31,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bring(monkeypatch: pytest.MonkeyPatch, own: str, other: str | None, driver: int) -> None:
     monkeypatch.setattr(assembler.triton.knobs, "nvidia", Tools(own, other))
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.setattr(assembler, "_driver", lambda: (driver // 1000, driver % 1000 // 10))
 
 
 @pytest.mark.parametrize(

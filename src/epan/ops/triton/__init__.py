@@ -7,6 +7,7 @@ They need Triton, which CUDA builds of PyTorch bring, and an NVIDIA GPU; without
 * ``attention.py``: a call in the form in which a backend is called; ``softmax.py``: the Gaussian through torch's own.
 * ``operators.py``: autograd, and custom operators for torch.compile; ``schedules.py``: which launcher serves a rule.
 * ``launch.py``: shapes, scratch memory and launch parameters of adaptive, anchored and fixed, and of the Gaussian.
+* ``plans.py``: what a call leaves for the next one like it; ``assembler.py``: what turns kernels into machine code.
 * ``prepare.py``, ``forward.py``, ``backward.py``, ``scores.py``: their kernels.
 * ``parameters.py``: launch parameters measured on this GPU; ``tuning.py``: the search for them.
 * ``nearest.py``, ``nearest_kernels.py``, ``nearest_gradients.py``: the same for the nearest rule.

@@ -8,12 +8,13 @@ not; Triton from 3.8 on has one, and 3.6 and 3.7 bring one under the name of ano
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 import triton
 
 __all__ = ["LEAST", "chosen", "entry"]
@@ -27,10 +28,13 @@ def _version(tool: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in tool.version.split("."))
 
 
+@functools.cache
 def _driver() -> tuple[int, ...]:
-    """The CUDA release of the driver, whose code of a later major release it cannot load."""
-    found = int(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
-    return found // 1000, found % 1000 // 10
+    """The CUDA release of the driver, whose code of a later major release it cannot load; (0, 0) without one."""
+    found = ctypes.c_int(0)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(found))
+    return found.value // 1000, found.value % 1000 // 10
 
 
 def chosen() -> tuple[str, tuple[int, ...]]:

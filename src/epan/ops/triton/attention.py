@@ -48,5 +48,4 @@ def triton_attention(
     # One draw from the device's generator per call, so that torch.manual_seed decides the dropout.
     seed = torch.randint(1 << 62, (), dtype=torch.long, device=q_BHLD.device) if dropout_p > 0 else None
     problem = Problem(masking, kernel, normalization, euclidean, dropout_p, plain)
-    out, stats = fused(problem, q_BHLD, k_BKSD, v_BKSE, rows, seed, with_stats)
-    return out, stats if with_stats else None
+    return fused(problem, q_BHLD, k_BKSD, v_BKSE, rows, seed, with_stats)

@@ -165,7 +165,12 @@ def _row_step(
         if EUCLIDEAN and GENERAL:
             rr = tl.where(clamped, 0.0, r)
         yr += tl.sum(tl.where(rr != 0, rr * full, 0.0), 1)
+    whole = t
     t = rounded(t, k.dtype)
+    if RULE == 1:
+        # Of equal keys below the best one all that counts is the sum of t, whose terms cancel: it needs more digits.
+        if k.dtype != tl.float32:
+            x = tl.dot((whole - t).to(k.dtype), k, x, input_precision=PRECISION)
     if RULE == 0 or RULE == 3:
         rb = rounded(r, k.dtype)
         # The sums are those of the terms as the product takes them, so that what keys have in common cancels out.
@@ -174,12 +179,17 @@ def _row_step(
             rb = tl.where(clamped, 0.0, rb)
             yt += tl.sum(rb, 1)
         y = tl.dot(rb.to(k.dtype), k, y, input_precision=PRECISION)
+    terms = t
+    if RULE == 1:
+        terms = whole
     if EUCLIDEAN and GENERAL:
-        xt += tl.sum(t, 1)
-        if RULE != 2:
+        xt += tl.sum(terms, 1)
+        if RULE == 1:
+            xs += tl.sum(r * g, 1)
+        elif RULE != 2:
             xs += tl.sum(rounded(r * g, k.dtype), 1)
     elif EUCLIDEAN or RULE != 2:
-        xs += tl.sum(t, 1)
+        xs += tl.sum(terms, 1)
     x = tl.dot(t.to(k.dtype), k, x, input_precision=PRECISION)
     return x, y, xs, ys, xt, yt, xr, yr, xd, yd, ts, rs, mean, zr, zd, zt, ties, best
 
@@ -515,7 +525,7 @@ def _column_step(
 @entry
 def by_columns(
     Q, K, V, GRAD, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION, DIRTY,
-    REFERENCE, LIST, COUNT, ITEMS, COEF, D_K, D_V, PARTS, D_BIAS, SEED,
+    REFERENCE, COLUMN_LIST, COLUMN_COUNT, ITEMS, COEF, D_K, D_V, PARTS, D_BIAS, SEED,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, g_b, g_h, g_l, s_b, s_h, s_l, b_b, b_h, b_i, b_j, a_b, a_h,
     heads, group, q_len, k_len, tiles, blocks, most, all_rows, left, right, offset, order, drop,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EVEN: tl.constexpr, HALVES: tl.constexpr, SPLIT: tl.constexpr, T: tl.constexpr,
@@ -543,8 +553,8 @@ def by_columns(
         V += b.to(tl.int64) * v_b + (h // group).to(tl.int64) * v_h
         K_HALF += (b.to(tl.int64) * (heads // group) + h // group) * k_len
         BIAS += b.to(tl.int64) * b_b + h.to(tl.int64) * b_h
-        LIST += (head.to(tl.int64) * tiles + whole) * blocks
-        inner = tl.load(COUNT + (head.to(tl.int64) * tiles + whole) * 2)
+        COLUMN_LIST += (head.to(tl.int64) * tiles + whole) * blocks
+        inner = tl.load(COLUMN_COUNT + (head.to(tl.int64) * tiles + whole) * 2)
         k = load_rows(K, tile * BS, k_l, k_len, BS, D, DP, False)
         v = load_rows(V, tile * BS, v_l, k_len, BS, E, EP, False)
         dk = tl.zeros([BS, DP], tl.float32)
@@ -561,7 +571,7 @@ def by_columns(
             for step in range(begin * HALVES, end * HALVES):
                 turn = step // HALVES
                 turn = tl.where(turn < inner, turn, blocks - 1 - (turn - inner))
-                part = tl.load(LIST + turn) * HALVES + step % HALVES
+                part = tl.load(COLUMN_LIST + turn) * HALVES + step % HALVES
                 dk, dv, total = _column_step(
                     dk, dv, total, k, v, part, tile, b, h, head, Q, GRAD, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
                     REFERENCE, COEF, D_BIAS, SEED, q_b, q_h, q_l, g_b, g_h, g_l, s_b, s_h, s_l, b_i, b_j,
@@ -570,7 +580,7 @@ def by_columns(
                 )  # fmt: skip
         else:
             for step in range(begin * HALVES, stop * HALVES):
-                part = tl.load(LIST + step // HALVES) * HALVES + step % HALVES
+                part = tl.load(COLUMN_LIST + step // HALVES) * HALVES + step % HALVES
                 dk, dv, total = _column_step(
                     dk, dv, total, k, v, part, tile, b, h, head, Q, GRAD, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
                     REFERENCE, COEF, D_BIAS, SEED, q_b, q_h, q_l, g_b, g_h, g_l, s_b, s_h, s_l, b_i, b_j,
@@ -578,7 +588,7 @@ def by_columns(
                     GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, PACKED, SIGNED, UNIFORM, DROPOUT, NEED_K, NEED_V, NEED_BIAS, FOLD, T, False, False, PRECISION,
                 )  # fmt: skip
             for step in range(start * HALVES, end * HALVES):
-                part = tl.load(LIST + blocks - 1 - (step // HALVES - inner)) * HALVES + step % HALVES
+                part = tl.load(COLUMN_LIST + blocks - 1 - (step // HALVES - inner)) * HALVES + step % HALVES
                 dk, dv, total = _column_step(
                     dk, dv, total, k, v, part, tile, b, h, head, Q, GRAD, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION,
                     REFERENCE, COEF, D_BIAS, SEED, q_b, q_h, q_l, g_b, g_h, g_l, s_b, s_h, s_l, b_i, b_j,

@@ -469,6 +469,10 @@ def attend(
         # One key with all weight has no gradient but to its value; a sign says so.
         alone = (f <= 1.0000002 * PROFILE(level, order)) & (g <= 1.0000002 * SLOPE(level, order))
         divisor = tl.where(alone & live, -divisor, divisor)
+        if RULE == 2:
+            # In the backward pass, too, that key has all weight, however its score is rounded there: it is cut at the level.
+            under = pivot - 4e-7 * (tl.abs(pivot) + tl.abs(own))
+            tl.store(REFERENCE + out, tl.where(alone & live, under, pivot), mask=valid)
     # Below every support, so that no gradient flows through the row.
     level = tl.where(live, level, float("-inf"))
     reached = tl.zeros([HM], tl.int32)

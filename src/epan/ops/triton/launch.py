@@ -20,6 +20,7 @@ from ...normalizations import Adaptive, Anchored, Fixed, Normalization
 from . import parameters
 from .backward import by_columns, by_rows, merge
 from .forward import attend, sweep
+from .plans import Made, Plan, find, form, keep
 from .prepare import prepare
 from .scores import ADAPTIVE, ANCHORED, FIXED, SMOOTH
 from .screening import screening
@@ -223,36 +224,56 @@ def strides(name: str, tensor: Tensor) -> dict[str, int]:
     return {f"{name}_b": b, f"{name}_h": h, f"{name}_l": length}
 
 
-def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Arguments:
+def _given(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor) -> dict[str, Tensor]:
+    """The tensors that a call comes with, by the names that the kernels give them."""
+    masking = problem.masking
+    lo = hi = position = scale
+    if masking.packing is not None:
+        lo, hi, position = ranges(masking, q.device)
+    given = {"Q": q, "K": k, "V": v, "SCALE": scale, "SEED": seed, "LO": lo, "HI": hi, "POSITION": position}
+    if masking.tensor is None and masking.slopes is None:
+        return {**given, "BIAS": scale, "SLOPES": scale}
+    return {**given, **added_scores(masking, q.shape[0], q.shape[1], scale).tensors}
+
+
+def _key(problem: Problem, tensors: dict[str, Tensor], *settings: Any) -> tuple[Any, ...]:
+    """All that decides what a call makes and launches."""
+    masking = problem.masking
+    return (
+        problem.kernel.handle, problem.normalization.handle, problem.euclidean, problem.dropout_p, problem.plain_scale,
+        masking.left, masking.right, masking.offset, masking.tensor is None, masking.slopes is None, masking.packing is None,
+        tensors["Q"].get_device(), parameters.edition(), settings, form(*tensors.values()),
+    )  # fmt: skip
+
+
+def _arguments(problem: Problem, given: dict[str, Tensor]) -> Arguments:
+    q, k, v, scale = (given[name] for name in ("Q", "K", "V", "SCALE"))
     side = tile_size(q)
     masking = problem.masking
     batch, heads, q_len, size = q.shape
-    key_heads, k_len = k.shape[1:3]
-    blank = scale
-    lo = hi = position = blank
-    if masking.packing is not None:
-        lo, hi, position = ranges(masking, q.device)
-    added = added_scores(masking, batch, heads, blank)
+    key_heads, k_len, value_size = k.shape[1], *v.shape[2:]
+    added = added_scores(masking, batch, heads, scale)
     general = added.flags["BIAS_KIND"] == FLOAT_MASK or added.flags["ALIBI"]
-    assert q.stride(-1) == k.stride(-1) == 1, "the last dimension must be contiguous"
-    tensors = {"Q": q, "K": k, "SCALE": scale, "LO": lo, "HI": hi, "POSITION": position, **added.tensors}
-    numbers: dict[str, Any] = {**strides("q", q), **strides("k", k), **strides("s", scale), **added.numbers}
-    numbers.update(
-        heads=heads, group=heads // key_heads, q_len=q_len, k_len=k_len,
-        tiles=triton.cdiv(k_len, side), blocks=triton.cdiv(q_len, side), order=problem.order,
-        left=_bound(masking.left), right=_bound(masking.right), offset=masking.offset,
-    )  # fmt: skip
+    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "the last dimension must be contiguous"
+    numbers: dict[str, Any] = {
+        **strides("q", q), **strides("k", k), **strides("v", v), **strides("s", scale), **added.numbers,
+        "heads": heads, "group": heads // key_heads, "q_len": q_len, "k_len": k_len,
+        "tiles": triton.cdiv(k_len, side), "blocks": triton.cdiv(q_len, side), "order": problem.order,
+        "left": _bound(masking.left), "right": _bound(masking.right), "offset": masking.offset, "drop": problem.dropout_p,
+    }  # fmt: skip
     flags = {
-        "D": size, "DP": padded(size), "BM": side, "BN": side, "EVEN": q_len % side == 0,
+        "D": size, "DP": padded(size), "E": value_size, "EP": padded(value_size), "BM": side, "BN": side,
+        "EVEN": q_len % side == 0,
         "PROFILE": device_function(problem.kernel.device_profile),
         "SLOPE": device_function(problem.kernel.device_derivative),
         "RULE": problem.rule, "EMPTY": problem.empty, "POWER": isinstance(problem.kernel, RectifiedPolynomial),
         "GENERAL": general, "EUCLIDEAN": problem.euclidean, **added.flags,
         "PACKED": masking.packing is not None, "SIGNED": not problem.plain_scale,
-        "UNIFORM": scale.stride(2) == 0,
+        "UNIFORM": scale.stride(2) == 0, "DROPOUT": problem.dropout_p > 0,
+        "LOW": _keeps_rest(problem, q.dtype),
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
     }  # fmt: skip
-    return Arguments(tensors, numbers, flags)
+    return Arguments(given, numbers, flags)
 
 
 def _bound(bound: int | None) -> int:
@@ -260,93 +281,98 @@ def _bound(bound: int | None) -> int:
     return _FAR if bound is None else max(-_FAR, min(bound, _FAR))
 
 
-def _launch(kernel: Any, programs: int, config: dict[str, Any], *sources: dict[str, Any], **named: Any) -> None:
-    """Starts ``kernel`` with what it takes of the sources."""
-    values = dict(named)
-    for source in sources:
-        values.update(source)
-    kernel[(programs,)](**{key: values[key] for key in kernel.arg_names if key in values}, **config)
-
-
 class Forward(NamedTuple):
-    """What the forward pass leaves: output, statistics per query, and ``saved`` for the backward pass."""
+    """What the forward pass leaves: output, statistics per query if wanted (threshold, support, partition, tile density),
+    and ``saved`` for the backward pass.
+    """
 
     out: Tensor
-    threshold: Tensor
-    support: Tensor
-    partition: Tensor
-    density: Tensor
+    stats: tuple[Tensor, ...]
     saved: tuple[Tensor, ...]
 
 
-def _prepare(args: Arguments, v: Tensor, k_half: Tensor, screen: bool, dirty: Tensor) -> dict[str, Tensor]:
-    q, k = args.tensors["Q"], args.tensors["K"]
-    batch, key_heads, k_len, _ = k.shape
-    size, tiles, blocks = args.flags["DP"], args.numbers["tiles"], args.numbers["blocks"]
-    device, blank = q.device, args.tensors["SCALE"]
-    found = {
-        "BAD_Q": torch.empty(q.shape[:3], dtype=torch.int8, device=device),
-        "BAD_K": torch.empty(k.shape[:3], dtype=torch.int8, device=device),
-        "DIRTY": dirty, "K_HALF": k_half, "Q8": blank, "K8": blank, "Q_UNITS": blank, "K_UNITS": blank,
-    }  # fmt: skip
-    if screen:
-        found["Q8"] = torch.empty((*q.shape[:3], size), dtype=torch.int8, device=device)
-        found["K8"] = torch.empty((batch, key_heads, tiles * args.flags["BN"], size), dtype=torch.int8, device=device)
-        found["Q_UNITS"] = torch.empty((3, *q.shape[:3]), dtype=torch.float32, device=device)
-        found["K_UNITS"] = torch.empty((batch, key_heads, tiles, 4), dtype=torch.float32, device=device)
-    _launch(
-        prepare, (blocks + tiles) * q.shape[0] * q.shape[1], args.config("prepare"), args.tensors, args.numbers, args.flags,
-        found, V=v, **strides("v", v), E=v.shape[-1], EP=padded(v.shape[-1]), SCREEN=screen,
+_SHOWN = ("THRESHOLD", "SUPPORT", "PARTITION", "DENSITY")
+# What the forward pass leaves for the backward pass, in the order of ``saved_like``.
+_SAVED = ("REFERENCE", "LEVEL", "DIVISOR", "FLAGS", "LIST", "COUNT", "OUT_LOW", "K_HALF", "REACH")
+
+
+def _screens(problem: Problem, q: Tensor, mode: str) -> bool:
+    """Whether 8-bit products may find the tiles."""
+    mask = problem.masking.tensor
+    return (
+        mode != "never" and problem.rule == ADAPTIVE and not problem.euclidean
+        and mask is None and problem.masking.slopes is None and padded(q.shape[-1]) >= 32
     )  # fmt: skip
-    return found
+
+
+def _forward_made(
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, with_stats: bool, screen: bool
+) -> dict[str, Made | None]:
+    rows, value_size = tuple(q.shape[:3]), v.shape[-1]
+    # Zeros for the flags, and because a list that is read ahead of its end must not hold numbers of tiles that do not exist.
+    made: dict[str, Made | None] = {
+        name: Made(shape, dtype, name in ("FLAGS", "LIST"))
+        for name, (shape, dtype) in zip(_SAVED, saved_like(problem, q, k, v), strict=True)
+    }
+    made.update(
+        BOUND=Made(rows, torch.float32), OUT=Made((*rows, value_size), v.dtype), BAD_Q=Made(rows, torch.int8),
+        BAD_K=Made(tuple(k.shape[:3]), torch.int8), Q8=None, K8=None, Q_UNITS=None, K_UNITS=None,
+    )  # fmt: skip
+    for name, dtype in zip(_SHOWN, (torch.float32, torch.long, torch.float32, torch.float32), strict=True):
+        made[name] = Made(rows, dtype) if with_stats else None
+    if screen:
+        size, side = padded(q.shape[-1]), tile_size(q)
+        tiles = triton.cdiv(k.shape[2], side)
+        per_head = tuple(k.shape[:2])
+        made.update(
+            Q8=Made((*rows, size), torch.int8), K8=Made((*per_head, tiles * side, size), torch.int8),
+            Q_UNITS=Made((3, *rows), torch.float32), K_UNITS=Made((*per_head, tiles, 4), torch.float32),
+        )  # fmt: skip
+    return made
+
+
+def _prepare(plan: Plan, args: Arguments, tensors: dict[str, Tensor], constants: dict[str, Any]) -> None:
+    batch, heads = tensors["Q"].shape[:2]
+    programs = (args.numbers["blocks"] + args.numbers["tiles"]) * batch * heads
+    plan.launch(prepare, programs, args.config("prepare"), tensors, constants)
 
 
 def forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor, with_stats: bool
 ) -> Forward:
-    """Attention without gradient; ``scale`` (B, H, Lq) float32; the statistics are empty unless asked for."""
-    batch, heads, q_len, _ = q.shape
-    size = v.shape[-1]
-    args = _arguments(problem, q, k, v, scale)
-    blocks = args.numbers["blocks"]
-    device, per_row = q.device, (batch, heads, q_len)
-    # Zeros for the flags, and because a list that is read ahead of its end must not hold numbers of tiles that do not exist.
-    saved = tuple(
-        torch.zeros(shape, dtype=dtype, device=device)
-        if dtype in (torch.int8, torch.int32)
-        else torch.empty(shape, dtype=dtype, device=device)
-        for shape, dtype in saved_like(problem, q, k, v)
-    )
-    reference, level, divisor, flags, listed, count, low, k_half, reach = saved
-    bound = torch.empty(per_row, dtype=torch.float32, device=device)
-    out = torch.empty((batch, heads, q_len, size), dtype=v.dtype, device=device)
-    shape = per_row if with_stats else (0,)
-    threshold, partition, density = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
-    support = torch.empty(shape, dtype=torch.long, device=device)
-    if batch * heads * q_len:
-        dirty = flags[-16:].view(torch.int32)
-        mode = screening()
-        screen = (
-            mode != "never" and problem.rule == ADAPTIVE and not problem.euclidean
-            and not args.flags["GENERAL"] and args.flags["BIAS_KIND"] == NO_BIAS and args.flags["DP"] >= 32
-        )  # fmt: skip
-        found = _prepare(args, v, k_half, screen, dirty)
-        common = (args.tensors, args.numbers, args.flags, found)
-        _launch(
-            sweep, blocks * batch * heads, args.config("sweep"), *common, REFERENCE=reference, BOUND=bound,
-            FLAGS=flags, LIST=listed, COUNT=count, SCREEN=screen,
-            coarsest=math.inf if mode == "always" else COARSEST,
-        )  # fmt: skip
+    """Attention without gradient; ``scale`` (B, H, Lq) float32."""
+    mode = screening()
+    given = _given(problem, q, k, v, scale, seed)
+    key = _key(problem, given, "forward", mode, with_stats)
+    plan = find(key)
+    new = plan is None
+    screen = _screens(problem, q, mode)
+    if plan is None:
+        plan = Plan(_forward_made(problem, q, k, v, with_stats, screen))
+    tensors = plan.allocate(given, scale)
+    tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
+    if not new:
+        plan.replay(tensors)
+    elif q.shape[:3].numel():
+        args = _arguments(problem, given)
+        constants = {
+            **args.numbers, **args.flags, **strides("o", tensors["OUT"]), "SCREEN": screen, "STATS": with_stats, "STEPS": STEPS,
+            "coarsest": math.inf if mode == "always" else COARSEST,
+            "tolerance": EXACT if with_stats else problem.tolerance(q.dtype),
+        }  # fmt: skip
+        _prepare(plan, args, tensors, constants)
+        programs = args.numbers["blocks"] * q.shape[0] * q.shape[1]
+        plan.launch(sweep, programs, args.config("sweep"), tensors, constants)
         config = args.config("attend")
-        _launch(
-            attend, blocks * config["HALVES"] * batch * heads, config, *common, V=v, REFERENCE=reference,
-            BOUND=bound, LIST=listed, COUNT=count, OUT=out, OUT_LOW=low, LEVEL=level, REACH=reach, DIVISOR=divisor,
-            THRESHOLD=threshold, SUPPORT=support, PARTITION=partition, DENSITY=density, SEED=seed,
-            **strides("v", v), **strides("o", out),
-            tolerance=EXACT if with_stats else problem.tolerance(q.dtype), drop=problem.dropout_p,
-            E=size, EP=padded(size), DROPOUT=problem.dropout_p > 0, STATS=with_stats, LOW=low.numel() > 0, STEPS=STEPS,
-        )  # fmt: skip
-    return Forward(out, threshold, support, partition, density, saved)
+        plan.launch(attend, programs * config["HALVES"], config, tensors, constants)
+        keep(key, plan)
+    stats = tuple(tensors[name] for name in _SHOWN) if with_stats else ()
+    return Forward(tensors["OUT"], stats, tuple(tensors[name] for name in _SAVED))
+
+
+def _keeps_rest(problem: Problem, dtype: torch.dtype) -> bool:
+    """Whether what rounding took from the output is kept."""
+    return dtype != torch.float32 and problem.rule != ADAPTIVE
 
 
 def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -360,7 +386,7 @@ def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[
     rows = (batch, heads, q_len)
     # The last 16 bytes say whether any input needs care.
     flags = -(-batch * heads * blocks * tiles // 16) * 16 + 16
-    low = q.dtype != torch.float32 and problem.rule != ADAPTIVE
+    low = _keeps_rest(problem, q.dtype)
     return [
         (rows, torch.float32), (rows, torch.float32), (rows, torch.float32), ((flags,), torch.int8),
         ((batch * heads, blocks, tiles), torch.int32), ((batch * heads, blocks), torch.int32),
@@ -383,68 +409,83 @@ def backward(
     needs: set[str],
 ) -> dict[str, Tensor]:
     """The gradients of the names in ``needs``: q, k, v in their dtype; scale, slopes (B, H, Lq) and mask in float32."""
-    batch, heads, q_len, size = q.shape
-    key_heads, k_len, value_size = k.shape[1], *v.shape[2:]
-    args = _arguments(problem, q, k, v, scale)
-    tiles, blocks, width = args.numbers["tiles"], args.numbers["blocks"], args.flags["DP"]
-    device, per_row = q.device, (batch, heads, q_len)
-    reference, level, divisor, flags, listed, count, low, k_half, reach = saved
-    kinds = 7 if problem.rule in (ANCHORED, FIXED) else 4
-    coef = torch.empty((kinds, *per_row), dtype=torch.float32, device=device)
-    d_q = torch.empty((batch, heads, q_len, size), dtype=q.dtype, device=device)
-    d_scale = torch.zeros(per_row if "scale" in needs else (0,), dtype=torch.float32, device=device)
-    d_slope = torch.zeros(per_row if "slopes" in needs else (0,), dtype=torch.float32, device=device)
-    group = heads // key_heads
-    per_key = torch.float32 if group > 1 else k.dtype
-    d_k = torch.empty((batch, heads, k_len, size) if "k" in needs else (0,), dtype=per_key, device=device)
-    d_v = torch.empty((batch, heads, k_len, value_size) if "v" in needs else (0,), dtype=per_key, device=device)
-    dense = (batch, heads, q_len, k_len)
-    d_bias = torch.zeros(dense if "mask" in needs else (0,), dtype=torch.float32, device=device)
-    if batch * heads * q_len and k_len:
-        common = (
-            args.tensors, args.numbers, args.flags,
-            {
-                "V": v, "GRAD": grad, "REFERENCE": reference, "LEVEL": level, "DIVISOR": divisor, "REACH": reach, "SEED": seed,
-                "K_HALF": k_half, "DIRTY": flags[-16:].view(torch.int32),
-                "COEF": coef, "all_rows": batch * heads * q_len,
-                "FOLD": not args.flags["UNIFORM"] and "mask" not in needs, "drop": problem.dropout_p, "DROPOUT": problem.dropout_p > 0,
-                "E": value_size, "EP": padded(value_size), **strides("v", v), **strides("g", grad),
-            },
-        )  # fmt: skip
-        most = tiles + tiles // 2 + 2
-        config, columns = args.config("by_rows"), bool(needs & {"k", "v", "mask"})
-        shape = (batch * heads, tiles) if columns else (0, 0)
-        by_column = torch.zeros((*shape, blocks), dtype=torch.int32, device=device)
-        sizes = torch.empty((*shape, 2), dtype=torch.int32, device=device)
-        items = torch.empty((shape[0], most, 4), dtype=torch.int32, device=device)
-        _launch(
-            by_rows, (blocks * config["HALVES"] + columns) * batch * heads, config, *common, OUT=out, OUT_LOW=low,
-            **strides("o", out), LIST=listed, COUNT=count, D_Q=d_q, D_SCALE=d_scale, D_SLOPE=d_slope,
-            LOW=low.numel() > 0, NEED_SCALE="scale" in needs, NEED_SLOPE="slopes" in needs,
-            EXACT=bool(needs & {"scale", "slopes", "mask"}), FLAGS=flags,
-            COLUMN_LIST=by_column, COLUMN_COUNT=sizes, ITEMS=items, most=most, COLUMNS=columns,
-        )  # fmt: skip
-        if columns:
-            parts = torch.empty(
-                (*shape, args.flags["BN"], width + padded(value_size)), dtype=torch.float32, device=device
-            )
-            mine = {
-                "LIST": by_column, "COUNT": sizes, "ITEMS": items, "PARTS": parts, "most": most,
-                "D_K": d_k, "D_V": d_v, "D_BIAS": d_bias,
-                "NEED_K": "k" in needs, "NEED_V": "v" in needs, "NEED_BIAS": "mask" in needs,
-            }  # fmt: skip
-            config = args.config("by_columns")
-            if problem.rule == ANCHORED and args.flags["DP"] <= 64:
-                # It needs five numbers per row, which the other orientation holds in fewer registers.
-                config = {**config, "T": False}
-            _launch(by_columns, most * config["SPLIT"] * batch * heads, config, *common, mine)
-            if blocks > MOST_UNCUT:
-                _launch(merge, most * batch * heads, args.config("merge"), *common, mine)
-    else:
-        for gradient in (d_q, d_k, d_v):
-            gradient.zero_()
-    found = {"q": d_q, "k": d_k, "v": d_v, "scale": d_scale, "mask": d_bias, "slopes": d_slope}
+    given = _given(problem, q, k, v, scale, seed)
+    given.update(zip(_SAVED, saved, strict=True), GRAD=grad, OUT=out)
+    key = _key(problem, given, "backward", frozenset(needs))
+    plan = find(key)
+    new = plan is None
+    if plan is None:
+        plan = Plan(_backward_made(problem, q, k, v, needs))
+    tensors = plan.allocate(given, scale)
+    tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
+    if not new:
+        plan.replay(tensors)
+    elif q.shape[:3].numel() and k.shape[2]:
+        _plan_backward(plan, problem, given, tensors, needs)
+        keep(key, plan)
+    names = {"q": "D_Q", "k": "D_K", "v": "D_V", "scale": "D_SCALE", "mask": "D_BIAS", "slopes": "D_SLOPE"}
+    found = {name: tensors[names[name]] for name in needs}
+    group = q.shape[1] // k.shape[1]
     for name, like in (("k", k), ("v", v)):
         if group > 1 and name in needs:
             found[name] = found[name].unflatten(1, (-1, group)).sum(2).to(like.dtype)
-    return {name: found[name] for name in needs}
+    return found
+
+
+def _most_items(tiles: int) -> int:
+    """Parts of columns per head: none has more blocks than are worth a program, and all together are not many more."""
+    return tiles + tiles // 2 + 2
+
+
+def _backward_made(problem: Problem, q: Tensor, k: Tensor, v: Tensor, needs: set[str]) -> dict[str, Made | None]:
+    batch, heads, q_len, size = q.shape
+    key_heads, k_len, value_size = k.shape[1], *v.shape[2:]
+    side = tile_size(q)
+    tiles, blocks = triton.cdiv(k_len, side), triton.cdiv(q_len, side)
+    rows = (batch, heads, q_len)
+    per_key = torch.float32 if heads > key_heads else k.dtype
+    # Without queries or keys nothing is launched.
+    zero = not (batch * heads * q_len and k_len)
+    columns = (batch * heads, tiles)
+    by_column = {
+        "COLUMN_LIST": Made((*columns, blocks), torch.int32, True),
+        "COLUMN_COUNT": Made((*columns, 2), torch.int32),
+        "ITEMS": Made((batch * heads, _most_items(tiles), 4), torch.int32),
+        "PARTS": Made((*columns, side, padded(size) + padded(value_size)), torch.float32),
+    }
+    return {
+        "COEF": Made((7 if problem.rule in (ANCHORED, FIXED) else 4, *rows), torch.float32),
+        "D_Q": Made((*rows, size), q.dtype, zero),
+        "D_SCALE": Made(rows, torch.float32, True) if "scale" in needs else None,
+        "D_SLOPE": Made(rows, torch.float32, True) if "slopes" in needs else None,
+        "D_K": Made((batch, heads, k_len, size), per_key, zero) if "k" in needs else None,
+        "D_V": Made((batch, heads, k_len, value_size), per_key, zero) if "v" in needs else None,
+        "D_BIAS": Made((*rows, k_len), torch.float32, True) if "mask" in needs else None,
+        **(by_column if needs & {"k", "v", "mask"} else dict.fromkeys(by_column)),
+    }
+
+
+def _plan_backward(
+    plan: Plan, problem: Problem, given: dict[str, Tensor], tensors: dict[str, Tensor], needs: set[str]
+) -> None:
+    args = _arguments(problem, given)
+    batch, heads, q_len, _ = given["Q"].shape
+    blocks, most = args.numbers["blocks"], _most_items(args.numbers["tiles"])
+    columns = bool(needs & {"k", "v", "mask"})
+    constants = {
+        **args.numbers, **args.flags, **strides("g", given["GRAD"]), **strides("o", given["OUT"]),
+        "all_rows": batch * heads * q_len, "most": most, "COLUMNS": columns,
+        "FOLD": not args.flags["UNIFORM"] and "mask" not in needs, "EXACT": bool(needs & {"scale", "slopes", "mask"}),
+        "NEED_K": "k" in needs, "NEED_V": "v" in needs, "NEED_BIAS": "mask" in needs,
+        "NEED_SCALE": "scale" in needs, "NEED_SLOPE": "slopes" in needs,
+    }  # fmt: skip
+    config = args.config("by_rows")
+    plan.launch(by_rows, (blocks * config["HALVES"] + columns) * batch * heads, config, tensors, constants)
+    if columns:
+        config = args.config("by_columns")
+        if problem.rule == ANCHORED and args.flags["DP"] <= 64:
+            # It needs five numbers per row, which the other orientation holds in fewer registers.
+            config = {**config, "T": False}
+        plan.launch(by_columns, most * config["SPLIT"] * batch * heads, config, tensors, constants)
+        if blocks > MOST_UNCUT:
+            plan.launch(merge, most * batch * heads, args.config("merge"), tensors, constants)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...kernels import Gaussian
 from ...masks import Masking
 from ...normalizations import Nearest
-from .launch import Arguments, Problem, added_scores, padded, ranges, strides
+from .launch import Arguments, Forward, Problem, added_scores, padded, ranges, strides
 from .nearest_gradients import nearest_by_columns, nearest_by_rows
 from .nearest_kernels import index_tiles, nearest_attend, nearest_sweep
 
@@ -147,8 +147,8 @@ def _density(args: Arguments, masking: Masking, flags: Tensor, heads: int) -> Te
 
 def nearest_forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor, with_stats: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """(out, threshold, support, partition, density, saved); the four statistics are empty unless ``with_stats``.
+) -> Forward:
+    """The output, the statistics if wanted, and what :func:`nearest_backward` needs.
 
     Parameters
     ----------
@@ -191,7 +191,8 @@ def nearest_forward(
         )  # fmt: skip
         if with_stats:
             density = _density(args, problem.masking, flags, heads)
-    return out, threshold, support, partition, density, (top, cut, share, divisor, flags)
+    stats = (threshold, support, partition, density) if with_stats else ()
+    return Forward(out, stats, (top, cut, share, divisor, flags))
 
 
 def nearest_saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:

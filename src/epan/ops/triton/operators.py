@@ -6,6 +6,7 @@ custom operators cost tens, and are what torch.compile, fake tensors and a recor
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import torch
@@ -17,20 +18,21 @@ from ...errors import UnsupportedError
 from ...kernels import Kernel
 from ...masks import Masking, Packing
 from ...normalizations import Normalization, Stats
-from .launch import Problem
+from .launch import Forward, Problem
 from .schedules import backward, forward, saved_like
 
 __all__ = ["fused"]
 
 _NAMES = ("q", "k", "v", "scale", "mask", "slopes")
-# Output, and the four statistics.
-_SHOWN = 5
+# The statistics of a query.
+_STATS = (torch.float32, torch.long, torch.float32, torch.float32)
+_SHOWN = 1 + len(_STATS)
 
 
 def fused(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor | None, with_stats: bool
-) -> tuple[Tensor, Stats]:
-    """(out, stats) of q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv); blank stats unless ``with_stats``.
+) -> tuple[Tensor, Stats | None]:
+    """(out, stats) of q (B, H, Lq, D), k (B, Hk, Lk, D), v (B, Hk, Lk, Dv); no stats unless ``with_stats``.
 
     Parameters
     ----------
@@ -42,10 +44,15 @@ def fused(
     masking = problem.masking
     if not is_traced():
         out, *stats = _Fused.apply(q, k, v, scale, masking.tensor, masking.slopes, seed, problem, with_stats)
-        return out, Stats(*stats)
+        return out, Stats(*stats) if with_stats else None
     cu_q, cu_k, *settings = _settings(problem)
     out, *rest = _triton(q, k, v, scale, masking.tensor, masking.slopes, cu_q, cu_k, seed, *settings, with_stats)
-    return out, Stats(*(field.detach() for field in rest[: _SHOWN - 1]))
+    return out, Stats(*(field.detach() for field in rest[: _SHOWN - 1])) if with_stats else None
+
+
+def _on(tensor: Tensor) -> Any:
+    """The device of a tensor is the current one: that is where kernels start."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -56,10 +63,10 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor | None, with_stats: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """(out, threshold, support, partition, density, saved)."""
+) -> Forward:
     # Without dropout the seed is not read.
-    return forward(problem, _rows(q), _rows(k), _rows(v), scale, scale if seed is None else seed, with_stats)
+    with _on(q):
+        return forward(problem, _rows(q), _rows(k), _rows(v), scale, scale if seed is None else seed, with_stats)
 
 
 def _gradients(
@@ -75,7 +82,8 @@ def _gradients(
     q, k, v, scale = (cast(Tensor, tensor) for tensor in inputs[:4])
     needs = {name for name, flag in zip(_NAMES, wanted, strict=True) if flag}
     seed = scale if seed is None else seed
-    found = backward(problem, _rows(grad), _rows(q), _rows(k), _rows(v), scale, seed, out, saved, needs)
+    with _on(q):
+        found = backward(problem, _rows(grad), _rows(q), _rows(k), _rows(v), scale, seed, out, saved, needs)
     # From rows, and from all pairs, to what was given.
     if "slopes" in found:
         found["slopes"] = found["slopes"].sum(-1)[..., None, None]
@@ -101,12 +109,12 @@ class _Fused(torch.autograd.Function):
         problem: Problem,
         with_stats: bool,
     ) -> tuple[Tensor, ...]:
-        out, threshold, support, partition, density, saved = _forward(problem, q, k, v, scale, seed, with_stats)
+        out, stats, saved = _forward(problem, q, k, v, scale, seed, with_stats)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(threshold, support, partition, density)
+        ctx.mark_non_differentiable(*stats)
         ctx.save_for_backward(q, k, v, scale, mask, slopes, seed, out, *saved)
         ctx.problem = problem
-        return out, threshold, support, partition, density
+        return out, *stats
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -174,8 +182,9 @@ def _triton(
     with_stats: bool,
 ) -> list[Tensor]:
     problem = _problem_of(mask, slopes, cu_q, cu_k, q.shape[2], k.shape[2], numbers, left, right, dropout_p)
-    *shown, saved = _forward(problem, q, k, v, scale, seed, with_stats)
-    return [*shown, *saved]  # type: ignore[list-item]
+    out, stats, saved = _forward(problem, q, k, v, scale, seed, with_stats)
+    # An operator returns as many tensors whatever is asked for.
+    return [out, *(stats if with_stats else (q.new_empty((0,), dtype=dtype) for dtype in _STATS)), *saved]
 
 
 @_triton.register_fake
@@ -183,8 +192,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
     _, mask, slopes, cu_q, cu_k, _, numbers, left, right, dropout_p, with_stats = rest
     problem = _problem_of(mask, slopes, cu_q, cu_k, q.shape[2], k.shape[2], numbers, left, right, dropout_p)
     per_query = q.shape[:3] if with_stats else (0,)
-    dtypes = (torch.float32, torch.int64, torch.float32, torch.float32)
-    shown = [v.new_empty((*q.shape[:3], v.shape[-1])), *(q.new_empty(per_query, dtype=dtype) for dtype in dtypes)]
+    shown = [v.new_empty((*q.shape[:3], v.shape[-1])), *(q.new_empty(per_query, dtype=dtype) for dtype in _STATS)]
     return [*shown, *(q.new_empty(shape, dtype=dtype) for shape, dtype in saved_like(problem, q, k, v))]
 
 

@@ -14,7 +14,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,20 @@ import torch
 
 from ..._cache import tuned_file
 
-__all__ = ["DTYPES", "NAMES", "Config", "check", "chosen", "fits", "forget", "in_force", "read", "save"]
+__all__ = [
+    "DTYPES",
+    "NAMES",
+    "Config",
+    "check",
+    "chosen",
+    "edition",
+    "fits",
+    "forget",
+    "in_force",
+    "instead",
+    "read",
+    "save",
+]
 
 Config = dict[str, Any]
 #: Dtypes by the name that they have in a key.
@@ -41,6 +55,7 @@ _SCHEMA = "epan-tuned-1"
 _SIDES = {torch.float32: 32}
 _SIDE, _PRODUCT = 128, 16
 _table: dict[str, Config] | None = None
+_edition = 0
 
 
 def chosen(kernel: str, size: int, padded: int, dtype: torch.dtype) -> Config | None:
@@ -76,10 +91,32 @@ def in_force() -> dict[str, Config]:
     return _table
 
 
+def edition() -> int:
+    """A number that changes whenever what is in force may have changed."""
+    return _edition
+
+
 def forget() -> None:
     """The file is read again when it is needed."""
-    global _table
-    _table = None
+    global _table, _edition
+    _table, _edition = None, _edition + 1
+
+
+@contextmanager
+def instead(key: str, config: Config) -> Iterator[None]:
+    """Parameters that stand above all others within a ``with`` block."""
+    global _edition
+    table = in_force()
+    before = table.get(key)
+    table[key], _edition = config, _edition + 1
+    try:
+        yield
+    finally:
+        if before is None:
+            del table[key]
+        else:
+            table[key] = before
+        _edition += 1
 
 
 def read(path: Path) -> dict[str, Config]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...masks import Masking
 from ...normalizations import Nearest
 from . import launch
-from .launch import Problem, ranges
+from .launch import Forward, Problem, ranges
 
 __all__ = ["backward", "forward", "saved_like"]
 
@@ -19,20 +19,21 @@ Likes = list[tuple[tuple[int, ...], torch.dtype]]
 
 def forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor, with_stats: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """(out, threshold, support, partition, density, what the backward pass needs beside the output)."""
+) -> Forward:
+    """The output, the statistics if wanted, and what the backward pass needs beside the output."""
     if not isinstance(problem.normalization, Nearest):
         return launch.forward(problem, q, k, v, scale, seed, with_stats)
     from .nearest import nearest_forward
 
     q, k, v, bad_q, bad_k = _contain(q, k, v)
-    out, threshold, support, partition, density, saved = nearest_forward(problem, q, k, v, scale, seed, with_stats)
+    out, stats, saved = nearest_forward(problem, q, k, v, scale, seed, with_stats)
     reached = _reached(problem.masking, bad_q, bad_k)
     out.masked_fill_(reached.unsqueeze(-1), math.nan)
     if with_stats:
+        threshold, _, partition, _ = stats
         threshold.masked_fill_(reached, math.nan)
         partition.masked_fill_(reached, math.nan)
-    return out, threshold, support, partition, density, (*saved, reached)
+    return Forward(out, stats, (*saved, reached))
 
 
 def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Likes:

@@ -102,23 +102,15 @@ def measure(schedule: str, size: int, dtype: torch.dtype, config: Config, *, sec
         return math.inf
     q, k, v, scale, state = _inputs(size, dtype)
     problem = _problem(q)
-    table = parameters.in_force()
     key = f"{schedule}/{size}/{str(dtype).removeprefix('torch.')}"
-    before = table.get(key)
-    table[key] = config
 
     def call() -> object:
         if schedule in _FORWARD:
             return launch.forward(problem, q, k, v, scale, scale, False)
         return launch.backward(problem, v, q, k, v, scale, scale, state.out, state.saved, {"q", "k", "v"})
 
-    try:
+    with parameters.instead(key, config):
         return _device_ms(call, schedule, seconds)
-    finally:
-        if before is None:
-            del table[key]
-        else:
-            table[key] = before
 
 
 def _problem(q: Tensor) -> launch.Problem:
