@@ -47,15 +47,18 @@ def _figure(path: Path, panels: int) -> Iterator[tuple[Any, list[Any]]]:
         pyplot.close(figure)
 
 
-def _newest(records: Sequence[Record], purposes: tuple[str, ...], d: int) -> dict[tuple[str, int], Record]:
-    """(method, N) → the newest record on segments, M = 16; of epan the adaptive biweight alone."""
+def _newest(records: Sequence[Record]) -> dict[tuple[str, int], Record]:
+    """(method, N) → the newest record on segments, M = 16, 16 heads of 64; of epan the adaptive biweight alone.
+
+    Whatever it was measured for: what a run has a record of it does not measure again.
+    """
+    wanted = {"workload": "segments", "M": 16, "H": 16, "d": 64}
     found: dict[tuple[str, int], Record] = {}
     for group in groups_of(records):
         for record in group:
             if record["name"] == "epan" and any(record[name] != value for name, value in EPAN.items()):
                 continue
-            right = record["purpose"] in purposes and record["workload"] == "segments" and record["d"] == d
-            if right and record["M"] == 16:
+            if all(record[name] == value for name, value in wanted.items()):
                 found.setdefault((record["name"], record["N"]), record)
     return found
 
@@ -90,7 +93,7 @@ def _by_length(axis: Any, points: dict[str, list[tuple[float, float]]], label: s
 def time_by_length(records: Sequence[Record], path: Path) -> bool:
     """Forward + backward of one sequence of 16 heads by its length; False if there is nothing to draw."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for (name, N), record in _newest(records, ("lengths",), 64).items():
+    for (name, N), record in _newest(records).items():
         if name in LOOKS and record.get("forward_backward_ms"):
             points.setdefault(name, []).append((N, record["forward_backward_ms"] / record["B"]))
     if not points:
@@ -104,7 +107,7 @@ def time_by_length(records: Sequence[Record], path: Path) -> bool:
 def memory_by_length(records: Sequence[Record], path: Path) -> bool:
     """Peak memory beyond the inputs of one sequence of 16 heads by its length."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for (name, N), record in _newest(records, ("lengths",), 64).items():
+    for (name, N), record in _newest(records).items():
         if name in LOOKS and record.get("memory_mb"):
             points.setdefault(name, []).append((N, record["memory_mb"] / record["B"]))
     if not points:
