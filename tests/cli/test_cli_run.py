@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,24 @@ def test_evaluation_can_leave_the_record_alone(trained: Any, epan: Any) -> None:
     before = (folder / "record.jsonl").read_bytes()
     assert epan("eval", str(folder), "--lengths", "5", "--sequences", "2", "--no-record").returncode == 0
     assert (folder / "record.jsonl").read_bytes() == before
+
+
+def test_what_is_whole_is_told_from_what_is_not(trained: Any, epan: Any, tmp_path: Path) -> None:
+    folder, _ = trained
+    whole = epan("verify", str(folder))
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert "ok       record.jsonl" in whole.stdout
+    assert whole.stdout.splitlines()[-1].endswith("are whole.")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    next(copy.glob("checkpoints/*/model.safetensors")).write_bytes(b"")
+    damaged = epan("verify", str(copy))
+    assert damaged.returncode == 1
+    assert "DAMAGED  checkpoints/step-" in damaged.stdout
+    assert "model.safetensors has 0 bytes" in damaged.stdout
+    nothing = epan("verify", str(tmp_path / "nothing"))
+    assert nothing.returncode == 2
+    assert nothing.stderr.startswith("epan: Nothing there to verify")
 
 
 def _wait_for(process: subprocess.Popen[str], word: str, seconds: float = 120.0) -> str:

@@ -184,6 +184,26 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleaned(tmp_path: Pa
     assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def test_killed_between_the_renames_of_a_replacement_the_old_one_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    rename = os.rename
+
+    def killed(source: Any, target: Any) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 1)
+    monkeypatch.undo()
+    assert checkpoint.list_checkpoints(tmp_path) == []
+    checkpoint.clean(tmp_path)
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    checkpoint.load(tmp_path / "checkpoints" / "step-00000001")
+
+
 def test_files_are_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, rename = os.fsync, os.rename

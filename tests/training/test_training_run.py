@@ -282,6 +282,14 @@ def test_the_handlers_of_signals_come_back(tiny: Tiny, tmp_path: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_every_signal_saves_and_has_its_exit_code(tiny: Tiny, tmp_path: Path, number: int, code: int) -> None:
+    result = train(tiny(), tmp_path / "run", progress=Notes({3: lambda: os.kill(os.getpid(), number)}))
+    assert (result.status, result.step, result.signal, result.exit_code) == ("interrupted", 3, number, code)
+    assert result.checkpoint is not None
+    assert result.checkpoint.name == "step-00000003"
+
+
 def test_a_second_signal_stops_at_once(tiny: Tiny, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": Command("epan.cli.eval:evaluate", "Test a trained run, also on lengths it never saw."),
     "sweep": Command("epan.cli.sweep:sweep", "Train many runs that a Python file lists, several at a time."),
     "report": Command("epan.cli.report:report", "Make one HTML page with figures and tables from run records."),
+    "verify": Command("epan.cli.verify:verify", "Check that checkpoints and records on the disk are whole."),
     "bench": Command("epan.cli.bench:bench", "Time attention on this machine, or tune the fused kernels for its GPU."),
     "doctor": Command("epan.cli.doctor:doctor", "Check this installation: versions, device, backends, self-tests."),
 }

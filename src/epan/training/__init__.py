@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
     from epan.training.sweep import RunState, SweepProgress, SweepResult, load_sweep, run_sweep
     from epan.training.trainer import check, train
+    from epan.training.verification import Finding, verify
 
 _HOME = {
     "EvaluationConfig": "config",
@@ -40,12 +41,15 @@ _HOME = {
     "run_sweep": "sweep",
     "check": "trainer",
     "train": "trainer",
+    "Finding": "verification",
+    "verify": "verification",
 }
 _MODULES = ("checkpoint", "records")
 
 __all__ = [
     "EvaluationConfig",
     "EvaluationInfo",
+    "Finding",
     "ModelConfig",
     "OptimizerConfig",
     "Progress",
@@ -69,6 +73,7 @@ __all__ = [
     "records",
     "run_sweep",
     "train",
+    "verify",
 ]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "clean",
     "latest",
     "list_checkpoints",
+    "litter",
     "load",
     "load_into",
     "save",
@@ -171,10 +172,21 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed session left half written; call it only while no other process writes there."""
-    for pattern in (".tmp-step-*", ".old-step-*"):
-        for litter in (run / FOLDER).glob(pattern):
-            shutil.rmtree(litter, ignore_errors=True)
+    """Remove what a killed session left half written; call it only while no other process writes there.
+
+    One that was killed between the two renames of a checkpoint that replaces another gets its old one back.
+    """
+    for old in (run / FOLDER).glob(".old-step-*"):
+        final = old.with_name(old.name.removeprefix(".old-"))
+        if not final.exists():
+            os.rename(old, final)
+    for path in litter(run):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def litter(run: Path) -> list[Path]:
+    """What a killed session left half written."""
+    return sorted(path for pattern in (".tmp-step-*", ".old-step-*") for path in (run / FOLDER).glob(pattern))
 
 
 def set_aside_newer(run: Path, good: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the run ends at the next safe place."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a wish that the run ends at the next safe place."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-__all__ = ["Interruption"]
+__all__ = ["SIGNALS", "Interruption"]
+
+#: Ctrl-C, what a machine sends that is shut down, and what batch systems send some time before they take it away.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interruption:
-    """While active, the first SIGINT or SIGTERM sets ``signal``; the second one raises KeyboardInterrupt at once.
+    """While active, the first of :data:`SIGNALS` sets ``signal``; the second one raises KeyboardInterrupt at once.
 
     Signals reach the main thread alone: elsewhere nothing is installed and ``signal`` stays None.
     """
@@ -21,7 +24,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 

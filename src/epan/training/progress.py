@@ -77,10 +77,10 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 for a finished run, 128 + signal for an interrupted one (130 for Ctrl-C, 143 for SIGTERM)."""
+        """0 for a finished run; of an interrupted one 130 after Ctrl-C, 143 after another signal, as of a shell."""
         if self.status == "finished":
             return 0
-        return 128 + (self.signal if self.signal is not None else int(signals.SIGINT))
+        return 128 + int(signals.SIGINT if self.signal in (None, signals.SIGINT) else signals.SIGTERM)
 
 
 class Progress:

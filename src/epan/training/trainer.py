@@ -65,9 +65,9 @@ def train(
     """Train the model of ``config`` in this process and keep record and checkpoints in the folder ``out``.
 
     The loss of a step is the mean cross-entropy over all tokens with loss of its ``batch`` sequences. Data and
-    dropout are a function of (seed, step), so a resumed run goes on as if it had not stopped. The first Ctrl-C or
-    SIGTERM ends the run after the current step with a checkpoint and the status "interrupted", the second one at
-    once. Prints nothing.
+    dropout are a function of (seed, step), so a resumed run goes on as if it had not stopped. The first Ctrl-C,
+    SIGTERM or SIGUSR1 ends the run after the current step with a checkpoint and the status "interrupted", the second
+    one at once. Prints nothing.
 
     Parameters
     ----------

@@ -1,0 +1,100 @@
+"""Whether what runs left on the disk is whole: every byte of checkpoints, every line of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from epan.errors import EpanError
+from epan.training import checkpoint as checkpoints
+from epan.training import records
+from epan.training.config import RunConfig
+
+__all__ = ["Finding", "verify"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found at ``path``: "good", "damaged", or a "note" on what is neither; ``text`` says it for people."""
+
+    path: Path
+    status: Literal["good", "damaged", "note"]
+    text: str
+
+
+def verify(path: str | Path) -> Iterator[Finding]:
+    """Check a checkpoint folder, a run folder, or all run folders in a folder; one finding after the other.
+
+    Of a checkpoint: the manifest against its own hash, size and SHA-256 of every file against the manifest, the hash of
+    the config against the config. Of a run: its record, line by line, and every checkpoint. Nothing is changed, and no
+    file is unpickled.
+
+    Raises
+    ------
+    EpanError: there is neither a run nor a checkpoint, or a folder cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise EpanError("Nothing there to verify", found=str(path), fix="give a run folder, or RUN/checkpoints/step-…")
+    if (path / checkpoints.MANIFEST).exists() or path.parent.name == checkpoints.FOLDER:
+        yield _checkpoint(path)
+        return
+    runs = sorted({_run_of(file) for name in (records.FILE_NAME, checkpoints.FOLDER) for file in path.rglob(name)})
+    if not runs:
+        raise EpanError(
+            "No run and no checkpoint there", found=str(path), fix="give a run folder, or RUN/checkpoints/step-…"
+        )
+    for run in runs:
+        yield from _run(run)
+
+
+def _run_of(file: Path) -> Path:
+    return file.parent
+
+
+def _run(run: Path) -> Iterator[Finding]:
+    record = run / records.FILE_NAME
+    if record.exists():
+        yield _record(record)
+    else:
+        yield Finding(record, "damaged", "the record is missing: the run cannot be resumed or reported")
+    found = checkpoints.list_checkpoints(run)
+    for folder in found:
+        yield _checkpoint(folder)
+    if not found:
+        yield Finding(run / checkpoints.FOLDER, "note", "no checkpoint was saved yet")
+    for folder in sorted((run / checkpoints.FOLDER).glob("damaged-step-*")):
+        yield Finding(folder, "note", "was set aside as damaged when the run was resumed; it may be removed")
+    for folder in checkpoints.litter(run):
+        yield Finding(folder, "note", "was left half written by a session that was killed; the next one removes it")
+
+
+def _record(record: Path) -> Finding:
+    try:
+        entries = records.read(record.parent)
+        status = records.summary(entries)
+        records.header(entries, record.parent)
+    except EpanError as error:
+        return Finding(record, "damaged", str(error))
+    torn = [entry for entry in entries if entry.get("event") == "torn"]
+    text = f"{len(entries)} lines, {status.status} at step {status.step} of {status.steps}"
+    return Finding(record, "good", text + (f"; {torn[0]['message']}" if torn else ""))
+
+
+def _checkpoint(folder: Path) -> Finding:
+    try:
+        manifest = checkpoints.verify(folder)
+    except EpanError as error:
+        return Finding(folder, "damaged", error.what)
+    files: dict[str, Any] = manifest["files"]
+    size = sum(file["bytes"] for file in files.values())
+    text = f"step {manifest['step']}, {len(files)} files, {size / 2**20:.1f} MiB, SHA-256 as written"
+    try:
+        same = RunConfig.from_dict(manifest["config"]).hash() == manifest["config_hash"]
+    except (EpanError, KeyError, TypeError):
+        return Finding(folder, "good", f"{text}; its config is that of another version of epan")
+    if not same:
+        return Finding(folder, "damaged", "the hash of the config is not that of the config")
+    return Finding(folder, "good", text)
