@@ -25,6 +25,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
         drawn = io.StringIO()
         console = Console(file=drawn, force_terminal=True, width=columns, height=lines, color_system=None)
         monkeypatch.setattr(bars, "console", lambda: console)
+        # What a busy machine draws once more in between is not looked at.
+        monkeypatch.setattr("rich.live._RefreshThread.run", lambda _: None)
         return drawn
 
     return screen

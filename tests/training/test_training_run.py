@@ -420,12 +420,6 @@ def test_a_missing_device_is_named(tiny: Tiny, tmp_path: Path) -> None:
         train(tiny(device="cuda"), tmp_path / "run")
 
 
-def test_several_processes_are_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EpanError, match="without torchrun"):
-        train(tiny(), tmp_path / "run")
-
-
 def test_folders_that_cannot_be_used_say_why_and_lose_nothing(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(steps=1)
     first = train(config, tmp_path / "run")

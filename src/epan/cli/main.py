@@ -131,5 +131,7 @@ def _explain(error: Exception) -> int:
 
 def _tell(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"epan: {message}", file=sys.stderr)
+    # Of several processes that torchrun started all make the same mistake, and one says so.
+    if os.environ.get("RANK", "0") == "0" or code == EXIT_FAILED:
+        print(f"epan: {message}", file=sys.stderr)
     return code

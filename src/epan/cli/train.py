@@ -137,7 +137,7 @@ def configure(options: TrainOptions) -> RunConfig:
 def train(*, options: TrainOptions | None = None) -> int:
     """Train one model on one task, test it, and keep record and checkpoints in a run folder.
 
-    Ctrl-C saves a checkpoint; --resume goes on from it.
+    Ctrl-C saves a checkpoint; --resume goes on from it. On several GPUs: torchrun --nproc-per-node 2 -m epan train …
     """
     options = options or TrainOptions()
     config = configure(options)
@@ -150,7 +150,10 @@ def train(*, options: TrainOptions | None = None) -> int:
 
     with in_options():
         training.check(config)
-    shown = progress.for_run(config)
+    from epan.training.processes import is_main
+
+    # Of several processes one speaks.
+    shown = progress.for_run(config) if is_main() else None
     out = options.out or Path("runs") / config.label
     command = None if options.resume else shlex.join(["epan", *sys.argv[1:]])
     try:
@@ -158,8 +161,9 @@ def train(*, options: TrainOptions | None = None) -> int:
             config, out, resume="require" if options.resume else "never", progress=shown, command=command
         )
     finally:
-        shown.close()
-    return progress.finish(result)
+        if shown is not None:
+            shown.close()
+    return progress.finish(result) if shown is not None else result.exit_code
 
 
 def _show_keys(config: RunConfig) -> int:

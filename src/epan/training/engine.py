@@ -1,12 +1,13 @@
 """One optimizer step on accelerate: data, loss, gradient, clipping, update; and what a step that went wrong does.
 
-Several processes would enter here: data is a function of (seed, step, rank), and everything else of a run asks this
-class.
+Several processes share the sequences of a step, a function of (seed, step, rank), and add up their gradients; so all have
+the same weights, and take the same decisions.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,7 @@ from epan.training.errors import TrainingError
 from epan.training.evaluation import add_support
 from epan.training.faults import blame_forward, blame_gradient
 from epan.training.optimization import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from epan.training.processes import Processes
 from epan.training.stream import micro_batches, step_seed
 
 if TYPE_CHECKING:
@@ -61,7 +63,10 @@ def own_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
 
 
 class StepOutcome(NamedTuple):
-    """What one step gave: ``norm`` before clipping, ``tokens`` with padding, ``skipped`` None or the reason."""
+    """What one step gave: ``norm`` before clipping, ``tokens`` with padding, ``skipped`` None or the reason.
+
+    All but ``support``, which is that of this process, are those of all processes.
+    """
 
     loss: float
     norm: float
@@ -80,21 +85,34 @@ class Engine:
     updating: True while weights are being changed, when no checkpoint may be taken.
     """
 
-    def __init__(self, config: RunConfig, task: Task, model: LanguageModel, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        model: LanguageModel,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
         from accelerate import Accelerator
 
         self.config, self.task, self.device = config, task, device
+        self.processes = processes or Processes()
         self.lengths = config.lengths or task.train_lengths
         self.model = model.to(device).train()
         self.updating = False
         self._skips = 0
         self._adamw = build_optimizer(model, config.optimizer, device)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._accelerator: Accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            gradient_accumulation_steps=config.accumulation,
-        )
+        threads = torch.get_num_threads()
+        with warnings.catch_warnings():
+            # On several CPU processes accelerate chooses the threads, and says so; they are the run's.
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS", category=UserWarning)
+            self._accelerator: Accelerator = Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision="no" if config.precision == "fp32" else config.precision,
+                gradient_accumulation_steps=config.accumulation,
+            )
+        torch.set_num_threads(threads)
         self._forward, self._optimizer = self._accelerator.prepare(model, self._adamw)
         if config.compile:
             self._forward = torch.compile(self._forward, dynamic=True)
@@ -148,15 +166,19 @@ class Engine:
         clip = self.config.optimizer.clip
         loss, tokens, support = self._gradient(step, measure)
         norm = self._accelerator.clip_grad_norm_(self._parameters, math.inf if clip is None else clip)
+        if self.processes.world > 1:
+            # The norm is that of the gradient of all already.
+            loss, count = self.processes.total(torch.stack([loss, loss.new_tensor(float(tokens))]))
+            tokens = int(count)
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         return loss_value, norm_value, tokens, support
 
     def _gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
         """Gradient of the step's mean loss: loss, tokens, support size."""
-        config = self.config
+        config, world = self.config, self.processes.world
         parts = self._data(step)
-        torch.manual_seed(step_seed(config.seed, step))
-        count = torch.stack([part.loss_mask[:, 1:].sum() for part in parts]).sum().clamp(min=1)
+        torch.manual_seed(step_seed(config.seed, step, self.processes.rank))
+        count = self.processes.total(torch.stack([part.loss_mask[:, 1:].sum() for part in parts]).sum()).clamp(min=1)
         losses, support = [], None
         for index, part in enumerate(parts):
             with self._accelerator.accumulate(self._forward):
@@ -168,8 +190,9 @@ class Engine:
                 else:
                     logits = self._forward(inputs)
                 loss = next_token_loss(logits, part.tokens, part.loss_mask)[0] / count
-                # accelerate divides by the number of micro-batches; the sum over all tokens is divided already.
-                self._accelerator.backward(loss * config.accumulation)
+                # accelerate divides by the number of micro-batches, and torch by that of processes; the sum over all
+                # tokens is divided already.
+                self._accelerator.backward(loss * (config.accumulation * world))
                 losses.append(loss.detach())
         return torch.stack(losses).sum(), sum(part.tokens[:, 1:].numel() for part in parts), support
 
@@ -182,6 +205,8 @@ class Engine:
             config.batch,
             self.lengths,
             parts=config.accumulation,
+            rank=self.processes.rank,
+            world=self.processes.world,
             device=self.device,
             # A compiled step wants equal shapes more than short ones.
             cut=not config.compile,
@@ -216,12 +241,12 @@ class Engine:
     def _blame(self, step: int, loss: float) -> str:
         def again() -> None:
             # The same dropout as in the step that failed.
-            torch.manual_seed(step_seed(self.config.seed, step))
+            torch.manual_seed(step_seed(self.config.seed, step, self.processes.rank))
             for part in self._data(step):
                 self.model(part.tokens[:, :-1])
 
         which = "gradient" if math.isfinite(loss) else "loss"
-        culprit = blame_forward(self.model, again)
+        culprit = self._named(blame_forward(self.model, again))
         if culprit is None and which == "loss":
             culprit = "every module's output is finite; the loss itself overflowed"
         if culprit is None:
@@ -230,3 +255,11 @@ class Engine:
             self._gradient(step, measure=False)
             culprit = blame_gradient(self.model)
         return f"The {which} of step {step + 1} is not finite: {culprit}"
+
+    def _named(self, culprit: str | None) -> str | None:
+        """The first culprit that any process found."""
+        found = self.processes.gather(culprit)
+        rank = next((rank for rank, name in enumerate(found) if name is not None), None)
+        if rank is None:
+            return None
+        return found[rank] if len(found) == 1 else f"in process {rank}, {found[rank]}"

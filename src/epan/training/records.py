@@ -15,7 +15,18 @@ from epan._lines import FILE_NAME, Entry, without_overtaken
 from epan._lines import parse as _parse
 from epan.errors import EpanError
 
-__all__ = ["FILE_NAME", "SCHEMA", "Entry", "RecordWriter", "RunSummary", "Tail", "header", "read", "summary"]
+__all__ = [
+    "FILE_NAME",
+    "SCHEMA",
+    "Entry",
+    "NoWriter",
+    "RecordWriter",
+    "RunSummary",
+    "Tail",
+    "header",
+    "read",
+    "summary",
+]
 
 SCHEMA = 1
 
@@ -107,6 +118,14 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class NoWriter:
+    """Stands for a writer in a process that keeps no record."""
+
+    def write(self, kind: str, *, flush: bool = False, **values: Any) -> Entry:
+        """The line that would have been written."""
+        return {"kind": kind, **values}
 
 
 def _unwritable(path: Path, error: OSError) -> EpanError:

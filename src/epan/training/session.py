@@ -23,6 +23,7 @@ from epan.training.folder import RunFolder
 from epan.training.interruption import Interruption
 from epan.training.loading import autocast, model_facts
 from epan.training.parsing import differences
+from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
 
 __all__ = ["Session"]
@@ -35,15 +36,17 @@ class Session:
         self,
         config: RunConfig,
         folder: RunFolder,
-        writer: records.RecordWriter,
+        writer: records.RecordWriter | records.NoWriter,
         progress: Progress,
         interruption: Interruption,
         task: Task,
         model: LanguageModel,
         device: torch.device,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.folder, self.writer = config, folder, writer
         self.progress, self.interruption, self.task, self.device = progress, interruption, task, device
+        self.processes, self.agreed = processes or Processes(), False
         self.began, self.elapsed_before, self.step = time.perf_counter(), 0.0, 0
         self.loss: float | None = None
         self.support: float | None = None
@@ -54,7 +57,7 @@ class Session:
             "config_hash": config.hash(),
             "model": model_facts(config.model.name, model),
         }
-        self.engine = Engine(config, task, model, device)
+        self.engine = Engine(config, task, model, device, self.processes)
         if folder.state == "started":
             self._restore()
 
@@ -75,7 +78,7 @@ class Session:
                 self._save()
             self._end("failed", str(error) or type(error).__name__)
             raise
-        if self.interruption.wanted():
+        if self.interruption.wanted() if self.processes.main else self.agreed:
             return self._interrupted(save=True)
         self._end("finished")
         return self._result("finished")
@@ -88,7 +91,7 @@ class Session:
         window_tokens, window_seconds = 0, 0.0
         if self.folder.state == "started" and self._evaluation_due():
             self._evaluate()
-        while self.step < config.steps and not self.interruption.wanted():
+        while self.step < config.steps and not self._stopping():
             before = time.perf_counter()
             number = self.step + 1
             logged = number % config.log_every == 0 or number == config.steps
@@ -117,14 +120,26 @@ class Session:
             self.progress.on_step(info)
             if number == config.steps or (every and number % every == 0):
                 self._save()
-            if self._evaluation_due() and not self.interruption.wanted():
+            if self._evaluation_due() and not self._stopping():
                 self._evaluate()
+
+    def _stopping(self) -> bool:
+        """Whether the run is to end here: all processes end at the same step, whichever of them got the signal."""
+        if self.processes.world == 1:
+            return self.interruption.wanted()
+        signal = self.processes.largest(self.interruption.signal or 0)
+        self.agreed = signal > 0
+        if self.agreed:
+            self.interruption.signal = signal
+        return self.agreed
 
     def _evaluation_due(self) -> bool:
         every = self.config.evaluation.every
         return self.step == self.config.steps or bool(every and self.step and self.step % every == 0)
 
     def _evaluate(self) -> None:
+        if not self.processes.main:
+            return
         chosen = self.config.evaluation
         # A session that resumes at this step leaves out what was tested before it stopped.
         done = [old for old in self.folder.entries if old["kind"] == "eval" and old["step"] == self.step]
@@ -156,20 +171,28 @@ class Session:
     # ------------------------------------------------------------------ record and checkpoints
 
     def _restore(self) -> None:
-        path = self.folder.path
-        checkpoints.clean(path)
-        if not checkpoints.list_checkpoints(path):
+        good = self.processes.share(self._last_good)
+        if good is None:
             return
-        good = checkpoints.latest(path, warn=lambda message: self._event("fallback", message))
-        checkpoints.set_aside_newer(path, good)
         checkpoint = checkpoints.load(good)
         self.engine.restore(checkpoint)
         self.step, self.saved = checkpoint.step, good
         self.elapsed_before = float(checkpoint.state["elapsed"])
 
+    def _last_good(self) -> Path | None:
+        path = self.folder.path
+        checkpoints.clean(path)
+        if not checkpoints.list_checkpoints(path):
+            return None
+        good = checkpoints.latest(path, warn=lambda message: self._event("fallback", message))
+        checkpoints.set_aside_newer(path, good)
+        return good
+
     def _write_start(self, command: str | None) -> None:
         config, model, path = self.config, self.engine.model, self.folder.path
         where, count = environment(self.device), model.num_parameters()
+        if self.processes.world > 1:
+            where["processes"] = self.processes.world
         if self.folder.state == "started":
             changed = differences(records.header(self.folder.entries, path).get("config", {}), config.to_dict())
             message = f"resumed from step {self.step}" + "".join(f", {line}" for line in changed)
@@ -223,6 +246,8 @@ class Session:
         self.progress.on_event(message)
 
     def _save(self) -> None:
+        if not self.processes.main:
+            return
         self.saved = checkpoints.save(
             self.folder.path,
             self.step,

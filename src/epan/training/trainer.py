@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from epan.errors import UnsupportedError
+from epan.errors import EpanError, UnsupportedError
 from epan.tasks import Task
 from epan.training import checkpoint as checkpoints
 from epan.training import records
@@ -18,6 +17,7 @@ from epan.training.evaluation import lengths_to_test
 from epan.training.folder import Resume, RunFolder, open_folder
 from epan.training.interruption import Interruption
 from epan.training.loading import build_model, build_task, find_device
+from epan.training.processes import join, local_device, world_size
 from epan.training.progress import Progress, RunResult
 from epan.training.session import Session
 
@@ -47,10 +47,17 @@ def _task(config: RunConfig) -> Task:
 
 
 def _device(config: RunConfig) -> torch.device:
-    device = find_device(config.device)
+    device = local_device(find_device(config.device))
     if config.precision == "fp16" and device.type != "cuda":
         fix = "take precision=bf16 or fp32, or a GPU"
         raise UnsupportedError(f"precision fp16 on {device.type}", "its loss scaling needs a GPU", fix)
+    world = world_size()
+    if config.batch % (config.accumulation * world):
+        raise EpanError(
+            "The batch cannot be split into equal parts for all processes",
+            found=f"batch {config.batch}, accumulation {config.accumulation}, {world} processes",
+            fix=f"make batch a multiple of {config.accumulation * world}",
+        )
     return device
 
 
@@ -69,13 +76,17 @@ def train(
     SIGTERM or SIGUSR1 ends the run after the current step with a checkpoint and the status "interrupted", the second
     one at once. Prints nothing.
 
+    Under ``torchrun`` every process calls it: they share the ``batch`` sequences of each step between them (a machine's
+    processes each take a GPU, or the CPU), the first keeps record and checkpoints and tests. How many they are changes
+    the order in which numbers are added up, and which dropout a sequence gets, but neither data nor loss.
+
     Parameters
     ----------
     config: the run.
     out: the run folder; created.
     resume: "never" (the folder must hold no run), "require" (it must hold a run of the same config), "auto" (either).
         A run that is finished already returns at once.
-    progress: receives what happens.
+    progress: receives what happens, in the first process.
     command: the command that repeats the run, for its record; made from the record itself if None.
 
     Raises
@@ -84,20 +95,22 @@ def train(
     TrainingError: loss or gradient is not finite (the module or parameter is named; weights and checkpoints stay
         good), or the memory is used up.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UnsupportedError("training in several processes", "a run is one process", "start it without torchrun")
     device = _device(config)
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(own_settings(config, device))
+        processes = stack.enter_context(join(device))
         torch.manual_seed(config.seed)
         task = _task(config)
         model = build_model(config, task)
-        folder = open_folder(config, out, resume)
+        folder = processes.share(lambda: open_folder(config, out, resume))
         if folder.state == "finished":
             return _finished(config, folder)
-        writer = stack.enter_context(records.RecordWriter(folder.path))
-        session = Session(config, folder, writer, progress or Progress(), interruption, task, model, device)
+        writer: records.RecordWriter | records.NoWriter = records.NoWriter()
+        if processes.main:
+            writer = stack.enter_context(records.RecordWriter(folder.path))
+        shown = progress if progress is not None and processes.main else Progress()
+        session = Session(config, folder, writer, shown, interruption, task, model, device, processes)
         return session.go(command)
 
 

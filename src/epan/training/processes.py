@@ -1,0 +1,148 @@
+"""The processes of one run, as ``torchrun`` starts them: which of them this is, and what they tell one another.
+
+A process on its own is a group of one, and pays for nothing here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from epan.errors import EpanError
+
+__all__ = ["Processes", "is_main", "join", "local_device", "world_size"]
+
+# How long one waits for the others, which may have a checkpoint to write or a test to finish. A process that dies is not
+# waited for: torchrun ends the others and names it.
+PATIENCE = datetime.timedelta(hours=12)
+T = TypeVar("T")
+
+
+class Processes:
+    """A group of processes that train one model.
+
+    Attributes
+    ----------
+    rank, world: this process and how many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes record and checkpoints, tests, and speaks."""
+        return self.rank == 0
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in all of them."""
+        if self.world > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest number of all processes, in all of them."""
+        if self.world == 1:
+            return value
+        # On the CPU, so that nothing waits for a GPU.
+        found = torch.tensor(value)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return int(found)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in all of them."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        distributed.all_gather_object(found, value)
+        return found
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives in the main process, in all of them.
+
+        Raises
+        ------
+        EpanError: it raised one there; in all of them.
+        """
+        if self.world == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.main:
+            try:
+                box[0] = make()
+            except EpanError as error:
+                box[1] = error
+            except BaseException as error:
+                distributed.broadcast_object_list([None, EpanError(f"The main process failed: {error}")], src=0)
+                raise
+        distributed.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]  # type: ignore[no-any-return]
+
+
+def is_main() -> bool:
+    """Whether this is the first process that ``torchrun`` started; True without it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """How many processes ``torchrun`` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: every process of a machine has a GPU of its own.
+
+    Raises
+    ------
+    EpanError: there are fewer GPUs than processes, or devices of that kind cannot work together.
+    """
+    if world_size() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise EpanError("Several processes need a CPU or NVIDIA GPUs", found=device.type, fix="take device=cpu")
+    place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= there:
+        raise EpanError(
+            "There are more processes than GPUs on this machine",
+            found=f"process {place + 1} of it, {there} GPUs",
+            fix=f"torchrun --nproc-per-node {there}",
+        )
+    torch.cuda.set_device(place)
+    return torch.device("cuda", place)
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[Processes]:
+    """The group that this process belongs to; it is left at the end.
+
+    Raises
+    ------
+    EpanError: the others cannot be reached.
+    """
+    if world_size() == 1:
+        yield Processes()
+        return
+    own = not distributed.is_initialized()
+    if own:
+        try:
+            # What is no tensor travels through the CPU.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise EpanError(
+                f"The processes of the run cannot reach one another: {error}", fix="start them with torchrun"
+            ) from error
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        if own:
+            distributed.destroy_process_group()
