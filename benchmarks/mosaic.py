@@ -5,11 +5,12 @@
     python benchmarks/mosaic.py --device cpu --layers 1 --width 32 --heads 2 --vocab 64 --size 16 --length 64 --records -
 
 The models differ in the kernel of their contextual memories alone (the persistent ones are Gaussian in all, as published)
-and see the same tokens. On an NVIDIA GPU the Gaussian goes through torch's scaled_dot_product_attention; strict causality costs
-it the first query and the last key. --sdpa flash holds torch to its flash attention (FlashAttention-2) where it can take
-the call; by default torch chooses, on Hopper cuDNN's. A step is forward, loss, backward and AdamW; models take turns, so that the clock of the
-chip favours none. Reported: median over the steps, spread (90th less 10th percentile, over the median), and the ratio
-to the last kernel named. With --weights float32 (the default) products run in --dtype under autocast.
+and see the same tokens. On an NVIDIA GPU the Gaussian goes through torch's scaled_dot_product_attention; strict
+causality costs it the first query and the last key. --sdpa flash holds torch to its flash attention (FlashAttention-2)
+where it can take the call; by default torch chooses, on Hopper cuDNN's. A step is forward, loss, backward and AdamW; models
+take turns, so that the clock of the chip favours none. Reported: median over the steps, spread (90th less 10th percentile,
+over the median), and the ratio to the last kernel named. With --weights float32 (the default) products run in --dtype
+under autocast.
 """
 
 from __future__ import annotations

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 
 from epan.models import LanguageModel
 from epan.tasks.base import EOS
-from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
-from epan.training.checkpoint import load
-
-SMALL: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8, "persistent_size": 6}
+from epan.training import RunConfig
 
 
 @pytest.fixture(autouse=True)
@@ -27,38 +23,13 @@ def one_thread() -> None:
 @pytest.fixture
 def tiny() -> Callable[..., RunConfig]:
     """A config of eight short steps; arguments replace its fields, ``options`` extends the model's."""
-
-    def make(options: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
-        config = RunConfig(
-            steps=8,
-            batch=6,
-            lengths=(2, 4),
-            task=TaskConfig("copy", {"symbols": 3}),
-            model=ModelConfig("memory_mosaic", {**SMALL, "dropout": 0.1, **(options or {})}),
-            optimizer=OptimizerConfig(learning_rate=1e-2),
-            evaluation=EvaluationConfig(lengths=(2, 5), sequences=6),
-            device="cpu",
-            log_every=2,
-        )
-        return dataclasses.replace(config, **changes)
-
-    return make
+    return small.tiny
 
 
 @pytest.fixture
 def fingerprint() -> Callable[[Path], str]:
     """SHA-256 of all tensors of a checkpoint, weights and optimizer."""
-
-    def make(path: Path) -> str:
-        checkpoint, content = load(path), hashlib.sha256()
-        for tensors in (checkpoint.model, checkpoint.optimizer):
-            assert tensors
-            for name in sorted(tensors):
-                content.update(name.encode())
-                content.update(tensors[name].numpy().tobytes())
-        return content.hexdigest()
-
-    return make
+    return small.fingerprint
 
 
 class CopyOracle(LanguageModel):

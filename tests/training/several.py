@@ -7,8 +7,6 @@ A script of its own: a process that has used threads, as one of pytest's may hav
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
 import signal
 import socket
@@ -22,31 +20,15 @@ from typing import Any
 
 import pytest
 import torch
+from small import fingerprint, tiny
 
 from epan.errors import EpanError
-from epan.training import (
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Progress,
-    RunConfig,
-    StepInfo,
-    TaskConfig,
-    TrainingError,
-    records,
-    train,
-)
+from epan.training import Progress, RunConfig, StepInfo, TrainingError, records, train
 from epan.training.checkpoint import latest, list_checkpoints, load
 
 
 def config(dropout: float = 0.1, **changes: Any) -> RunConfig:
-    options = {"layers": 1, "heads": 2, "width": 8, "persistent_size": 6, "dropout": dropout}
-    base = RunConfig(
-        steps=8, batch=8, lengths=(2, 4), task=TaskConfig("copy", {"symbols": 3}),
-        model=ModelConfig("memory_mosaic", options), optimizer=OptimizerConfig(learning_rate=1e-2),
-        evaluation=EvaluationConfig(lengths=(2, 5), sequences=6), device="cpu", log_every=2, threads=1,
-    )  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    return tiny({"dropout": dropout}, **{"batch": 8, "threads": 1, **changes})
 
 
 def _port() -> int:
@@ -78,15 +60,6 @@ def several(world: int, work: Callable[[int], object]) -> list[int]:
                 os._exit(code)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of all tensors of a checkpoint, weights and optimizer."""
-    found, content = load(path), hashlib.sha256()
-    for tensors in (found.model, found.optimizer):
-        for name in sorted(tensors):
-            content.update(name.encode() + tensors[name].numpy().tobytes())
-    return content.hexdigest()
 
 
 def steps(run: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ end of a run nothing half written may be left, and the weights have to be those 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import random
 import signal
@@ -21,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from small import fingerprint, tiny
 
-from epan.training import EvaluationConfig, ModelConfig, Progress, RunConfig, StepInfo, TaskConfig, train
+from epan.training import EvaluationConfig, Progress, RunConfig, StepInfo, train
 from epan.training import checkpoint as checkpoints
 
 STEPS = 40
@@ -40,12 +40,10 @@ class Soak:
 
 
 def config(seed: int) -> RunConfig:
-    options = {"layers": 1, "heads": 2, "width": 8, "persistent_size": 6, "dropout": 0.1}
-    return RunConfig(
-        steps=STEPS, batch=4, lengths=(2, 4), seed=seed, task=TaskConfig("copy", {"symbols": 3}),
-        model=ModelConfig("memory_mosaic", options), evaluation=EvaluationConfig(lengths=(2,), sequences=2),
-        device="cpu", log_every=1, checkpoint_every=1, keep=3, threads=1,
-    )  # fmt: skip
+    evaluation = EvaluationConfig(lengths=(2,), sequences=2)
+    return tiny(
+        steps=STEPS, batch=4, seed=seed, evaluation=evaluation, log_every=1, checkpoint_every=1, keep=3, threads=1
+    )
 
 
 class Told(Progress):
@@ -72,14 +70,6 @@ def fork(work: Callable[[int], object]) -> tuple[int, int]:
             os._exit(code)
     os.close(writer)
     return child, reader
-
-
-def fingerprint(run: Path) -> str:
-    found, content = checkpoints.load(checkpoints.latest(run)), hashlib.sha256()
-    for tensors in (found.model, found.optimizer):
-        for name in sorted(tensors):
-            content.update(name.encode() + tensors[name].numpy().tobytes())
-    return content.hexdigest()
 
 
 def life(run: Path, seed: int, seconds: float | None) -> tuple[bool, int]:
@@ -124,7 +114,9 @@ def soak(kills: int, folder: Path, seed: int = 0, tell: Callable[[Soak], None] =
             tell(result)
         assert not checkpoints.litter(run), f"litter: {checkpoints.litter(run)}"
         life(undisturbed, number, None)
-        assert fingerprint(run) == fingerprint(undisturbed), f"{run} has other weights than a run that nobody killed"
+        assert fingerprint(checkpoints.latest(run)) == fingerprint(checkpoints.latest(undisturbed)), (
+            f"{run} has other weights than a run that nobody killed"
+        )
         result.finished, number = result.finished + 1, number + 1
     return result
 

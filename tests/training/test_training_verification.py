@@ -68,6 +68,16 @@ def test_a_config_that_is_not_the_hashed_one_is_damage(run: Path) -> None:
     assert "another version of epan" in found.text
 
 
+def test_a_config_that_knew_fewer_keys_is_no_damage(run: Path) -> None:
+    folder = run / "checkpoints" / "step-00000004"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"], manifest["config"]["compile"]
+    (folder / "manifest.json").write_bytes(checkpoint._dump({**manifest, "sha256": checkpoint._seal(manifest)}))
+    (found,) = verify(folder)
+    assert found.status == "good"
+    assert "another version of epan" in found.text
+
+
 def test_a_damaged_record_names_the_line(run: Path) -> None:
     record = run / "record.jsonl"
     lines = record.read_bytes().splitlines(keepends=True)

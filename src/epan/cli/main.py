@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from epan._version import __version__
 from epan.cli.catalogue import COMMANDS
+from epan.cli.output import is_main
 from epan.errors import LAB, EpanError, not_installed, unknown_name
 
 __all__ = ["main", "run"]
@@ -132,6 +133,6 @@ def _explain(error: Exception) -> int:
 def _tell(message: str, code: int) -> int:
     sys.stdout.flush()
     # Of several processes that torchrun started all make the same mistake, and one says so.
-    if os.environ.get("RANK", "0") == "0" or code == EXIT_FAILED:
+    if is_main() or code == EXIT_FAILED:
         print(f"epan: {message}", file=sys.stderr)
     return code

@@ -16,6 +16,7 @@ __all__ = [
     "cores",
     "duration",
     "evaluation_table",
+    "is_main",
     "is_terminal",
     "lengths",
     "notes",
@@ -26,6 +27,11 @@ __all__ = [
 
 # Spaces between two columns of a table.
 GAP = 3
+
+
+def is_main() -> bool:
+    """Whether this is the first process that ``torchrun`` started, the one that speaks; True without it."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def is_terminal() -> bool:

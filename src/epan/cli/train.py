@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from epan.cli.output import lengths
+from epan.cli.output import is_main, lengths
 from epan.cli.wording import in_options
 from epan.errors import EpanError
 
@@ -150,8 +150,6 @@ def train(*, options: TrainOptions | None = None) -> int:
 
     with in_options():
         training.check(config)
-    from epan.training.processes import is_main
-
     # Of several processes one speaks.
     shown = progress.for_run(config) if is_main() else None
     out = options.out or Path("runs") / config.label

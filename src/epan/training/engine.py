@@ -168,7 +168,7 @@ class Engine:
         norm = self._accelerator.clip_grad_norm_(self._parameters, math.inf if clip is None else clip)
         if self.processes.world > 1:
             # The norm is that of the gradient of all already.
-            loss, count = self.processes.total(torch.stack([loss, loss.new_tensor(float(tokens))]))
+            loss, count = self.processes.total(torch.stack([loss, loss.new_tensor(tokens)]))
             tokens = int(count)
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         return loss_value, norm_value, tokens, support

@@ -16,7 +16,7 @@ from torch import distributed
 
 from epan.errors import EpanError
 
-__all__ = ["Processes", "is_main", "join", "local_device", "world_size"]
+__all__ = ["Processes", "join", "local_device", "world_size"]
 
 # How long one waits for the others, which may have a checkpoint to write or a test to finish. A process that dies is not
 # waited for: torchrun ends the others and names it.
@@ -86,11 +86,6 @@ class Processes:
         if box[1] is not None:
             raise box[1]
         return box[0]  # type: ignore[no-any-return]
-
-
-def is_main() -> bool:
-    """Whether this is the first process that ``torchrun`` started; True without it."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def world_size() -> int:

@@ -33,6 +33,7 @@ def check(config: RunConfig) -> None:
         have.
     """
     _device(config)
+    _check_split(config)
     task = _task(config)
     with torch.random.fork_rng(devices=[]):
         build_model(config, task)
@@ -51,6 +52,10 @@ def _device(config: RunConfig) -> torch.device:
     if config.precision == "fp16" and device.type != "cuda":
         fix = "take precision=bf16 or fp32, or a GPU"
         raise UnsupportedError(f"precision fp16 on {device.type}", "its loss scaling needs a GPU", fix)
+    return device
+
+
+def _check_split(config: RunConfig) -> None:
     world = world_size()
     if config.batch % (config.accumulation * world):
         raise EpanError(
@@ -58,7 +63,6 @@ def _device(config: RunConfig) -> torch.device:
             found=f"batch {config.batch}, accumulation {config.accumulation}, {world} processes",
             fix=f"make batch a multiple of {config.accumulation * world}",
         )
-    return device
 
 
 def train(
@@ -96,6 +100,7 @@ def train(
         good), or the memory is used up.
     """
     device = _device(config)
+    _check_split(config)
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(own_settings(config, device))

@@ -33,7 +33,7 @@ def verify(path: str | Path) -> Iterator[Finding]:
 
     Raises
     ------
-    EpanError: there is neither a run nor a checkpoint, or a folder cannot be read.
+    EpanError: there is neither a run nor a checkpoint.
     """
     path = Path(path)
     if not path.exists():
@@ -41,17 +41,13 @@ def verify(path: str | Path) -> Iterator[Finding]:
     if (path / checkpoints.MANIFEST).exists() or path.parent.name == checkpoints.FOLDER:
         yield _checkpoint(path)
         return
-    runs = sorted({_run_of(file) for name in (records.FILE_NAME, checkpoints.FOLDER) for file in path.rglob(name)})
+    runs = sorted({file.parent for name in (records.FILE_NAME, checkpoints.FOLDER) for file in path.rglob(name)})
     if not runs:
         raise EpanError(
             "No run and no checkpoint there", found=str(path), fix="give a run folder, or RUN/checkpoints/step-…"
         )
     for run in runs:
         yield from _run(run)
-
-
-def _run_of(file: Path) -> Path:
-    return file.parent
 
 
 def _run(run: Path) -> Iterator[Finding]:
@@ -92,9 +88,13 @@ def _checkpoint(folder: Path) -> Finding:
     size = sum(file["bytes"] for file in files.values())
     text = f"step {manifest['step']}, {len(files)} files, {size / 2**20:.1f} MiB, SHA-256 as written"
     try:
-        same = RunConfig.from_dict(manifest["config"]).hash() == manifest["config_hash"]
+        config = RunConfig.from_dict(manifest["config"])
+        known = config.to_dict() == manifest["config"]
     except (EpanError, KeyError, TypeError):
+        known = False
+    # What keys there are enters the hash, so that other versions have others.
+    if not known:
         return Finding(folder, "good", f"{text}; its config is that of another version of epan")
-    if not same:
+    if config.hash() != manifest["config_hash"]:
         return Finding(folder, "damaged", "the hash of the config is not that of the config")
     return Finding(folder, "good", text)

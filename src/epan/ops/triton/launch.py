@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -246,6 +246,30 @@ def _key(problem: Problem, tensors: dict[str, Tensor], *settings: Any) -> tuple[
     )  # fmt: skip
 
 
+def _carry_out(
+    key: tuple[Any, ...],
+    given: dict[str, Tensor],
+    make: Callable[[], Mapping[str, Made | None]],
+    start: Callable[[Plan, dict[str, Tensor]], None],
+) -> dict[str, Tensor]:
+    """Does what a call of this key does, and gives its tensors by name.
+
+    Parameters
+    ----------
+    make, start: what the first call of its kind makes, and how it starts its kernels; later ones do the same again.
+    """
+    plan = find(key)
+    new = Plan(make()) if plan is None else plan
+    tensors = new.allocate(given, given["SCALE"])
+    tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
+    if plan is None:
+        start(new, tensors)
+        keep(key, new)
+    else:
+        plan.replay(tensors)
+    return tensors
+
+
 def _arguments(problem: Problem, given: dict[str, Tensor]) -> Arguments:
     q, k, v, scale = (given[name] for name in ("Q", "K", "V", "SCALE"))
     side = tile_size(q)
@@ -343,31 +367,30 @@ def forward(
     """Attention without gradient; ``scale`` (B, H, Lq) float32."""
     mode = screening()
     given = _given(problem, q, k, v, scale, seed)
-    key = _key(problem, given, "forward", mode, with_stats)
-    plan = find(key)
-    new = plan is None
-    screen = _screens(problem, q, mode)
-    if plan is None:
-        plan = Plan(_forward_made(problem, q, k, v, with_stats, screen))
-    tensors = plan.allocate(given, scale)
-    tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
-    if not new:
-        plan.replay(tensors)
-    elif q.shape[:3].numel():
-        args = _arguments(problem, given)
-        constants = {
-            **args.numbers, **args.flags, **strides("o", tensors["OUT"]), "SCREEN": screen, "STATS": with_stats, "STEPS": STEPS,
-            "coarsest": math.inf if mode == "always" else COARSEST,
-            "tolerance": EXACT if with_stats else problem.tolerance(q.dtype),
-        }  # fmt: skip
-        _prepare(plan, args, tensors, constants)
-        programs = args.numbers["blocks"] * q.shape[0] * q.shape[1]
-        plan.launch(sweep, programs, args.config("sweep"), tensors, constants)
-        config = args.config("attend")
-        plan.launch(attend, programs * config["HALVES"], config, tensors, constants)
-        keep(key, plan)
+    tensors = _carry_out(
+        _key(problem, given, "forward", mode, with_stats), given,
+        lambda: _forward_made(problem, q, k, v, with_stats, _screens(problem, q, mode)),
+        lambda plan, tensors: _start_forward(plan, problem, tensors, mode, with_stats),
+    )  # fmt: skip
     stats = tuple(tensors[name] for name in _SHOWN) if with_stats else ()
     return Forward(tensors["OUT"], stats, tuple(tensors[name] for name in _SAVED))
+
+
+def _start_forward(plan: Plan, problem: Problem, tensors: dict[str, Tensor], mode: str, with_stats: bool) -> None:
+    q = tensors["Q"]
+    if not q.shape[:3].numel():
+        return
+    args = _arguments(problem, tensors)
+    constants = {
+        **args.numbers, **args.flags, **strides("o", tensors["OUT"]), "SCREEN": _screens(problem, q, mode),
+        "STATS": with_stats, "STEPS": STEPS, "coarsest": math.inf if mode == "always" else COARSEST,
+        "tolerance": EXACT if with_stats else problem.tolerance(q.dtype),
+    }  # fmt: skip
+    _prepare(plan, args, tensors, constants)
+    programs = args.numbers["blocks"] * q.shape[0] * q.shape[1]
+    plan.launch(sweep, programs, args.config("sweep"), tensors, constants)
+    config = args.config("attend")
+    plan.launch(attend, programs * config["HALVES"], config, tensors, constants)
 
 
 def _keeps_rest(problem: Problem, dtype: torch.dtype) -> bool:
@@ -411,18 +434,11 @@ def backward(
     """The gradients of the names in ``needs``: q, k, v in their dtype; scale, slopes (B, H, Lq) and mask in float32."""
     given = _given(problem, q, k, v, scale, seed)
     given.update(zip(_SAVED, saved, strict=True), GRAD=grad, OUT=out)
-    key = _key(problem, given, "backward", frozenset(needs))
-    plan = find(key)
-    new = plan is None
-    if plan is None:
-        plan = Plan(_backward_made(problem, q, k, v, needs))
-    tensors = plan.allocate(given, scale)
-    tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
-    if not new:
-        plan.replay(tensors)
-    elif q.shape[:3].numel() and k.shape[2]:
-        _plan_backward(plan, problem, given, tensors, needs)
-        keep(key, plan)
+    tensors = _carry_out(
+        _key(problem, given, "backward", frozenset(needs)), given,
+        lambda: _backward_made(problem, q, k, v, needs),
+        lambda plan, tensors: _start_backward(plan, problem, tensors, needs),
+    )  # fmt: skip
     names = {"q": "D_Q", "k": "D_K", "v": "D_V", "scale": "D_SCALE", "mask": "D_BIAS", "slopes": "D_SLOPE"}
     found = {name: tensors[names[name]] for name in needs}
     group = q.shape[1] // k.shape[1]
@@ -465,15 +481,15 @@ def _backward_made(problem: Problem, q: Tensor, k: Tensor, v: Tensor, needs: set
     }
 
 
-def _plan_backward(
-    plan: Plan, problem: Problem, given: dict[str, Tensor], tensors: dict[str, Tensor], needs: set[str]
-) -> None:
-    args = _arguments(problem, given)
-    batch, heads, q_len, _ = given["Q"].shape
+def _start_backward(plan: Plan, problem: Problem, tensors: dict[str, Tensor], needs: set[str]) -> None:
+    batch, heads, q_len, _ = tensors["Q"].shape
+    if not (batch * heads * q_len and tensors["K"].shape[2]):
+        return
+    args = _arguments(problem, tensors)
     blocks, most = args.numbers["blocks"], _most_items(args.numbers["tiles"])
     columns = bool(needs & {"k", "v", "mask"})
     constants = {
-        **args.numbers, **args.flags, **strides("g", given["GRAD"]), **strides("o", given["OUT"]),
+        **args.numbers, **args.flags, **strides("g", tensors["GRAD"]), **strides("o", tensors["OUT"]),
         "all_rows": batch * heads * q_len, "most": most, "COLUMNS": columns,
         "FOLD": not args.flags["UNIFORM"] and "mask" not in needs, "EXACT": bool(needs & {"scale", "slopes", "mask"}),
         "NEED_K": "k" in needs, "NEED_V": "v" in needs, "NEED_BIAS": "mask" in needs,

@@ -12,7 +12,6 @@ gradients do not suffer from the rounding of a 16-bit output:
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedError
 from .assembler import entry
+from .plans import on_device_of
 
 __all__ = ["LARGEST_UNIT", "leaky_average"]
 
@@ -266,11 +266,6 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
     return dict(zip((f"{name}_b", f"{name}_h", f"{name}_t"), tensor.stride(), strict=False))
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    # Triton launches on the current device, whichever that is.
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _row_major(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -287,7 +282,7 @@ def _average(x: Tensor, rate: Tensor, state: Tensor | None, unit: bool) -> tuple
         "X": x, "RATE": rate, "STATE": last if given is None else given, "OUT": out, "CARRIES": carries, "LAST": last,
         **plan.scratch(x),
     }  # fmt: skip
-    with _on(x):
+    with on_device_of(x):
         for partial in (True, False) if plan.segments > 1 else (False,):
             average[plan.grid](
                 **tensors, **plan.numbers, **plan.flags, GIVEN=given is not None, PARTIAL=partial, **LAUNCH
@@ -320,7 +315,7 @@ def _average_backward(
         "D_X": d_x, "D_RATE": per_step, "D_STATE": d_state, **plan.scratch(x),
     }  # fmt: skip
     numbers = {**plan.numbers, **_strides("g", grad), **_strides("o", d_x), "o_d": d_x.stride(-1), "pairs": plan.pairs}
-    with _on(x):
+    with on_device_of(x):
         for partial in (True, False) if plan.segments > 1 else (False,):
             average_backward[plan.grid](
                 **tensors, **numbers, **plan.flags, GIVEN=given is not None, PARTIAL=partial, **LAUNCH

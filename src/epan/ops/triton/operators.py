@@ -6,7 +6,6 @@ custom operators cost tens, and are what torch.compile, fake tensors and a recor
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from ...kernels import Kernel
 from ...masks import Masking, Packing
 from ...normalizations import Normalization, Stats
 from .launch import Forward, Problem
+from .plans import on_device_of
 from .schedules import backward, forward, saved_like
 
 __all__ = ["fused"]
@@ -50,11 +50,6 @@ def fused(
     return out, Stats(*(field.detach() for field in rest[: _SHOWN - 1])) if with_stats else None
 
 
-def _on(tensor: Tensor) -> Any:
-    """The device of a tensor is the current one: that is where kernels start."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor with its last dimension contiguous, as the kernels read it; all other strides are left alone."""
     # A copy, because a dimension of size one counts as contiguous whatever its stride.
@@ -65,7 +60,7 @@ def _forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor | None, with_stats: bool
 ) -> Forward:
     # Without dropout the seed is not read.
-    with _on(q):
+    with on_device_of(q):
         return forward(problem, _rows(q), _rows(k), _rows(v), scale, scale if seed is None else seed, with_stats)
 
 
@@ -82,7 +77,7 @@ def _gradients(
     q, k, v, scale = (cast(Tensor, tensor) for tensor in inputs[:4])
     needs = {name for name, flag in zip(_NAMES, wanted, strict=True) if flag}
     seed = scale if seed is None else seed
-    with _on(q):
+    with on_device_of(q):
         found = backward(problem, _rows(grad), _rows(q), _rows(k), _rows(v), scale, seed, out, saved, needs)
     # From rows, and from all pairs, to what was given.
     if "slopes" in found:

@@ -7,13 +7,14 @@ one combination of them, what a call allocates and how its kernels start; only t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Made", "Plan", "find", "forget", "form", "keep"]
+__all__ = ["Made", "Plan", "find", "forget", "form", "keep", "on_device_of"]
 
 #: So many plans are kept at most; then all are dropped, which costs the time of making them again.
 MOST = 2048
@@ -106,6 +107,11 @@ def form(*tensors: Tensor | None) -> tuple[Any, ...]:
 def find(key: tuple[Any, ...]) -> Plan | None:
     """The plan of a call; None if there was none like it."""
     return _plans.get(key)
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The device of a tensor is the current one: that is where Triton starts kernels."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def keep(key: tuple[Any, ...], plan: Plan) -> None:
