@@ -335,7 +335,7 @@ def attend(
     Q, K, V, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION, BAD_Q, BAD_K, DIRTY,
     REFERENCE, BOUND, LIST, COUNT, OUT, OUT_LOW, LEVEL, DIVISOR, REACH, THRESHOLD, SUPPORT, PARTITION, DENSITY, SEED,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, s_b, s_h, s_l, b_b, b_h, b_i, b_j, a_b, a_h, o_b, o_h, o_l,
-    heads, group, q_len, k_len, tiles, blocks, left, right, offset, order, tolerance, drop,
+    heads, group, q_len, k_len, tiles, blocks, left, right, offset, order, tolerance, later, drop,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EVEN: tl.constexpr, HALVES: tl.constexpr, SPLIT: tl.constexpr,
     PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr,
     GENERAL: tl.constexpr, EUCLIDEAN: tl.constexpr, BIAS_KIND: tl.constexpr, ALIBI: tl.constexpr, PACKED: tl.constexpr, SIGNED: tl.constexpr, UNIFORM: tl.constexpr,
@@ -388,6 +388,9 @@ def attend(
         # f ≥ 1 at the bound; what rounding took from it is given back.
         ceiling = (reference - bound) * factor + 1e-6 * (1.0 + tl.abs(reference) * factor)
         level = ceiling
+        before = level
+        unit_before = tl.zeros_like(level)
+        power = tl.zeros_like(level) + 3.0
         todo = 1
         steps = 0
         while (todo > 0) & (steps < STEPS):
@@ -409,19 +412,29 @@ def attend(
                 )  # fmt: skip
             live = valid & (g > 0)
             unit = f / tl.maximum(g, 1e-30)
+            # Newton's step never passes the root: a bound.
             sure = _newton(f, g, order)
-            # A step on f^{1/n} falls short of the root and one on ln f mostly passes it: their mean is a good guess,
-            # and the first one a bound.
-            guess = tl.log2(tl.maximum(f, 1e-30)) * (unit * (0.6931471805599453 / order))
             ceiling = tl.where(live & (f > 1.0), tl.minimum(ceiling, level - sure), ceiling)
-            # Far beyond the root a step on f, which is convex, leads back to the other side of it.
+            # A step on f^{1/n} falls short of the root and one on ln f mostly passes it: their mean is a good guess.
+            log = tl.log2(tl.maximum(f, 1e-30))
+            far = log * (unit * (0.6931471805599453 / order))
+            guess = tl.where(f > 1.0, 0.5 * (sure + far), far)
+            if order < 1.5:
+                # There f is bent less evenly: it is taken as a power of (level − start), and two levels tell which one.
+                fitted = (level - before) / (unit - unit_before)
+                power = tl.where(tl.abs(level - before) > 1e-4 * level, tl.clamp(fitted, 1.0, 40.0), power)
+                guess = power * unit * (1.0 - tl.exp2(-log / power))
+                far = guess
+            # On many equal scores the guess lies beyond the best key. Far beyond the root a step on f, which is convex,
+            # leads back to the other side of it.
+            ahead = tl.where(far < 0.9 * level, guess, sure)
             back = tl.where(f > 0.25, guess, (f - 1.0) / (order * tl.maximum(g, 1e-30)))
-            # On many equal scores the guess lies beyond the best key.
-            ahead = tl.where(guess < 0.9 * level, 0.5 * (sure + guess), sure)
             change = tl.where(f > 1.0, ahead, back)
             after = tl.minimum(tl.maximum(level - change, 1e-3 * level), ceiling)
             # Relative to Σφ/Σφ': on thousands of nearly equal scores an absolute step would say nothing.
-            enough = tolerance * unit + 2e-7 * level
+            enough = tl.where(steps == 0, tolerance, later) * unit + 2e-7 * level
+            before = level
+            unit_before = unit
             moved = live & (tl.abs(after - level) > enough)
             level = tl.where(live, after, ceiling)
             todo = tl.max(moved.to(tl.int32), 0)

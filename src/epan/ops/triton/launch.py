@@ -97,10 +97,11 @@ def tile_size(q: Tensor) -> int:
 
 # Error bar of the 8-bit products, in units of the support, above which the scores are computed instead.
 COARSEST = 0.2
-# The last step of the threshold, relative to Σφ/Σφ', after which a 16-bit output is written: a quarter of its square
-# remains, and of float32 and with statistics.
+# The last step of the threshold, relative to Σφ/Σφ', after which a 16-bit output is written, and of float32 and with
+# statistics. For order 1, whose weights are the least even at the edge of the support: of a first step, and of one that two
+# levels went into.
 ROUGH = {torch.bfloat16: 0.15, torch.float16: 0.05}
-EXACT = 1e-6
+EXACT, FIRST, FITTED = 1e-6, 0.6, 5 / 3
 # Evaluations of the threshold at most.
 STEPS = 40
 # Columns of up to so many row blocks are never cut.
@@ -142,15 +143,14 @@ class Problem:
         policy = getattr(self.normalization, "empty", "nearest")
         return {"zero": 0, "uniform": 1, "nearest": 2}[policy]
 
-    def tolerance(self, dtype: torch.dtype) -> float:
-        """Relative size of the last step of the threshold."""
-        # The weights of order 1 are the least even at the edge of the support.
+    def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Relative size of the last step of the threshold, if it is the first, and if it is a later one."""
         rough = ROUGH.get(dtype, EXACT)
         mask = self.masking.tensor
         if not self.plain_scale or self.masking.slopes is not None or (mask is not None and mask.is_floating_point()):
             # Their gradients are float32 and are to be as good as that.
             rough = min(rough, ROUGH[torch.float16])
-        return rough * (0.6 if self.order < 1.5 else 1.0)
+        return (rough * FIRST, rough * FITTED) if self.order < 1.5 else (rough, rough)
 
     @property
     def order(self) -> float:
@@ -381,10 +381,11 @@ def _start_forward(plan: Plan, problem: Problem, tensors: dict[str, Tensor], mod
     if not q.shape[:3].numel():
         return
     args = _arguments(problem, tensors)
+    tolerance, later = (EXACT, EXACT) if with_stats else problem.tolerances(q.dtype)
     constants = {
         **args.numbers, **args.flags, **strides("o", tensors["OUT"]), "SCREEN": _screens(problem, q, mode),
         "STATS": with_stats, "STEPS": STEPS, "coarsest": math.inf if mode == "always" else COARSEST,
-        "tolerance": EXACT if with_stats else problem.tolerance(q.dtype),
+        "tolerance": tolerance, "later": later,
     }  # fmt: skip
     _prepare(plan, args, tensors, constants)
     programs = args.numbers["blocks"] * q.shape[0] * q.shape[1]
