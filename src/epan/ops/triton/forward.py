@@ -373,16 +373,19 @@ def attend(
     own = own_half(q, sign, EUCLIDEAN, GENERAL)
     reach = 1.0 + (reference - own) * row_factor(scale, order, GENERAL, RULE)
     factor, level, gain = row_units(scale, reach, order, GENERAL, RULE, EMPTY, POWER)
+    # What rounding may take from the best score where it is computed again: distances are differences of larger numbers.
+    blur = 4e-7 * (tl.abs(reference) + tl.abs(own))
+    if EUCLIDEAN and GENERAL:
+        blur += 4e-7 * tl.abs(q_half * scale)
     pivot = reference
     if RULE == 2:
         if EMPTY == 2:
             # All that ties with the nearest key up to rounding lies far above the pivot, and is cut at the level.
-            pivot = tl.where(reach > 0, pivot, pivot - 4e-7 * (tl.abs(pivot) + tl.abs(own)))
+            pivot = tl.where(reach > 0, pivot, pivot - blur)
         tl.store(REFERENCE + out, pivot, mask=valid)
         tl.store(REACH + out, reach, mask=valid)
     if RULE == 1:
-        # What rounding may take from the best score in the products of the backward pass.
-        tl.store(REACH + out, 4e-7 * (tl.abs(reference) + tl.abs(own)), mask=valid)
+        tl.store(REACH + out, blur, mask=valid)
     if RULE == 0:
         bound = tl.load(BOUND + out, mask=valid, other=0.0)
         # f ≥ 1 at the bound; what rounding took from it is given back.
@@ -484,8 +487,7 @@ def attend(
         divisor = tl.where(alone & live, -divisor, divisor)
         if RULE == 2:
             # In the backward pass, too, that key has all weight, however its score is rounded there: it is cut at the level.
-            under = pivot - 4e-7 * (tl.abs(pivot) + tl.abs(own))
-            tl.store(REFERENCE + out, tl.where(alone & live, under, pivot), mask=valid)
+            tl.store(REFERENCE + out, tl.where(alone & live, pivot - blur, pivot), mask=valid)
     # Below every support, so that no gradient flows through the row.
     level = tl.where(live, level, float("-inf"))
     reached = tl.zeros([HM], tl.int32)
