@@ -61,7 +61,9 @@ def _of_epan(item: Path, wanted: dict[str, str]) -> bool:
 
 
 def _is_empty_run(item: Path, wanted: dict[str, str]) -> bool:
-    return item.name in wanted and not any(item.iterdir())
+    from epan.training.folder import is_claim
+
+    return item.name in wanted and all(is_claim(inside) for inside in item.iterdir())
 
 
 def _goes_on(item: Path, wanted: dict[str, str]) -> bool:

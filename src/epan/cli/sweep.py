@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from epan.cli.bars import Bars, short_names
 from epan.cli.output import is_terminal, notes, share
-from epan.training import RunState, SweepProgress
+from epan.training import RunState, SweepProgress, SweepResult
 
 __all__ = ["SweepBars", "SweepLines", "SweepOptions", "show_sweep", "sweep"]
 
@@ -27,8 +27,15 @@ class SweepOptions:
     """Options of ``epan sweep``."""
 
     out: Annotated[Path | None, Parameter(help="Folder of the runs (default runs/NAME of the file).")] = None
-    workers: Annotated[int, Parameter(help="Runs at a time (default 2).")] = 2
+    workers: Annotated[int, Parameter(help="Runs at a time, on each GPU where there are several (default 2).")] = 2
     threads: Annotated[int, Parameter(help="CPU threads of each run (default 1).")] = 1
+    gpus: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", consume_multiple=True, help="GPUs to spread the runs over, such as 0,1 (default all)."),
+    ] = ()
+    wait: Annotated[
+        bool, Parameter(negative="", help="Stay until the runs of other commands on this folder have ended, too.")
+    ] = False
 
 
 def sweep(
@@ -41,33 +48,54 @@ def sweep(
 ) -> int:
     """Train the runs that a Python file lists. Finished runs are skipped, interrupted ones go on.
 
+    The same command may run several times at once on one --out, also on other machines that share it: each takes runs that
+    no other has, takes over those of one that died, and ends when nothing is left to take.
+
     Parameters
     ----------
     file: a Python file with a function runs() that returns a list of epan.training.RunConfig, or a list named runs.
     """
     options = options or SweepOptions()
-    from epan.training import load_sweep, run_sweep
+    from epan.training import choose_gpus, load_sweep, run_sweep
 
     configs = load_sweep(file)
+    gpus = choose_gpus(configs, [name for part in options.gpus for name in part.replace(",", " ").split()])
     out = options.out or Path("runs") / file.stem
     runs = f"{len(configs)} run{'s' if len(configs) != 1 else ''}"
-    print(
-        f"Sweep {file}: {runs}, {options.workers} at a time with {options.threads} thread(s) each, in {out}", flush=True
-    )
+    at_once = f"{options.workers} at a time" + (f" on each GPU ({', '.join(gpus)})" if gpus else "")
+    print(f"Sweep {file}: {runs}, {at_once} with {options.threads} thread(s) each, in {out}", flush=True)
     shown = show_sweep()
     try:
-        result = run_sweep(configs, out, workers=options.workers, threads=options.threads, progress=shown)
+        result = run_sweep(
+            configs,
+            out,
+            workers=options.workers,
+            threads=options.threads,
+            gpus=gpus,
+            wait=options.wait,
+            progress=shown,
+        )
     finally:
         shown.close()
     if result.interrupted:
         print("Interrupted; every run is saved. The same command goes on.")
     else:
-        failed = [state for state in result.states if state.status == "failed"]
-        for state in failed:
-            print(f"FAILED {state.label}: {state.message}")
-        print(f"{len(result.states) - len(failed)} of {len(result.states)} runs finished.")
-        print(f"Look at them with: epan report {out}")
+        _conclude(result, out)
     return result.exit_code
+
+
+def _conclude(result: SweepResult, out: Path) -> None:
+    """The last lines of a sweep that went through."""
+    failed = [state for state in result.states if state.status == "failed"]
+    others = [state for state in result.states if state.status == "elsewhere"]
+    for state in failed:
+        print(f"FAILED {state.label}{f' ({state.where})' if state.where else ''}: {state.message}")
+    for state in others:
+        print(f"{state.label}: running elsewhere ({state.where})")
+    count = len(result.states)
+    going = f", {len(others)} still running elsewhere; --wait stays until they end" if others else ""
+    print(f"{count - len(failed) - len(others)} of {count} runs finished{going}.")
+    print(f"Look at them with: epan report {out}")
 
 
 def show_sweep() -> SweepBars | SweepLines:
@@ -86,6 +114,15 @@ def _notes(state: RunState) -> list[str]:
     return notes(remaining, now.loss, now.support, now.tokens_per_second)
 
 
+def _status(state: RunState) -> str:
+    """The status, and where: on which GPU, or with which process of another command."""
+    if state.status == "running":
+        return f"running on GPU {state.gpu}" if state.gpu else "running"
+    if state.status == "elsewhere":
+        return f"running elsewhere ({state.where})"
+    return f"{state.status} elsewhere ({state.where})" if state.where else state.status
+
+
 def _tested(state: RunState) -> str:
     found = [f"{share(entry.get('exact_match'))} at {entry.get('length')}" for entry in state.summary.evaluations]
     return f"exact match {', '.join(found)}" if found else ""
@@ -100,8 +137,8 @@ class SweepLines(SweepProgress):
     def on_run(self, state: RunState) -> None:
         if state.status == "queued":
             return
-        detail = {"finished": _tested(state), "failed": str(state.message or "")}.get(state.status, "")
-        print(f"{state.label}: {state.status}" + (f"  {detail}" if detail else ""), flush=True)
+        detail = {"finished": _tested(state), "failed": state.message}.get(state.status, "")
+        print(f"{state.label}: {_status(state)}" + (f"  {detail}" if detail else ""), flush=True)
 
     def on_update(self, states: Sequence[RunState]) -> None:
         if time.monotonic() - self._last < SECONDS:
@@ -137,12 +174,12 @@ class SweepBars(SweepProgress):
             steps = state.config.steps
             running = state.status == "running"
             done = steps if state.status in ("finished", "skipped") else state.summary.step
-            notes = _notes(state) if running else [state.status]
+            notes = _notes(state) if running else [_status(state)]
             self._bars.update(self._names[state.label], done, steps, notes, visible=running or not crowded)
 
     def on_run(self, state: RunState) -> None:
         if state.status == "failed":
-            self._bars.print(f"{state.label}: failed: {state.message}")
+            self._bars.print(f"{state.label}: {_status(state)}: {state.message}")
 
     def close(self) -> None:
         """Give the terminal back."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from epan.training.config import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
     from epan.training.errors import TrainingError
     from epan.training.evaluation import evaluate
+    from epan.training.gpus import choose_gpus
     from epan.training.loading import evaluate_run, load
     from epan.training.parsing import load_config, override
     from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
@@ -34,6 +35,7 @@ _HOME = {
     "RunResult": "progress",
     "StartInfo": "progress",
     "StepInfo": "progress",
+    "choose_gpus": "gpus",
     "RunState": "sweep",
     "SweepProgress": "sweep",
     "SweepResult": "sweep",
@@ -64,6 +66,7 @@ __all__ = [
     "TrainingError",
     "check",
     "checkpoint",
+    "choose_gpus",
     "evaluate",
     "evaluate_run",
     "load",

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from epan.errors import EpanError
-from epan.training import records
+from epan.training import claims, records
 from epan.training.config import OPERATIONAL, RunConfig
 from epan.training.parsing import differences
 
-__all__ = ["Resume", "RunFolder", "open_folder"]
+__all__ = ["Resume", "RunFolder", "is_claim", "open_folder"]
 
 Resume = Literal["never", "require", "auto"]
 
@@ -37,6 +37,8 @@ def open_folder(config: RunConfig, out: str | Path, resume: Resume) -> RunFolder
         raise EpanError("Unknown way to resume", found=resume, allowed=["never", "require", "auto"])
     path = Path(out)
     record = path / records.FILE_NAME
+    # Looked for before the record, because a run that begins meanwhile writes that first.
+    others = _others(path)
     entries = records.read(path) if record.is_file() else []
     found = [entry for entry in entries if entry["kind"] == "run"]
     if found:
@@ -46,8 +48,6 @@ def open_folder(config: RunConfig, out: str | Path, resume: Resume) -> RunFolder
             "There is no run to resume", found=str(path), fix="give the folder of a started run, or start anew"
         )
     try:
-        # A record without its first line is what a run leaves that was killed at once.
-        others = [item for item in path.iterdir() if item != record] if path.exists() else []
         if others:
             raise EpanError(
                 "The output folder is not empty and holds no run",
@@ -56,12 +56,31 @@ def open_folder(config: RunConfig, out: str | Path, resume: Resume) -> RunFolder
             )
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EpanError(
-            f"The output folder cannot be used: {error.strerror}",
-            found=str(path),
-            fix="give a folder that you may write to",
-        ) from error
+        raise _unusable(path, error) from error
     return RunFolder(path, "new")
+
+
+def _others(path: Path) -> list[Path]:
+    """What is in the folder beside a record and a claim, which is all that a run leaves that was killed at once."""
+    try:
+        return [item for item in path.iterdir() if item.name != records.FILE_NAME and not is_claim(item)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def is_claim(item: Path) -> bool:
+    """Whether an item of a run folder is the claim of a process on it."""
+    return item.name == claims.NAME or item.name.startswith(f"{claims.NAME}-")
+
+
+def _unusable(path: Path, error: OSError) -> EpanError:
+    return EpanError(
+        f"The output folder cannot be used: {error.strerror}",
+        found=str(path),
+        fix="give a folder that you may write to",
+    )
 
 
 def _existing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from epan.models import LanguageModel
 from epan.tasks import Task
 from epan.training import checkpoint as checkpoints
 from epan.training import records
+from epan.training.claims import ClaimLost
 from epan.training.config import RunConfig
 from epan.training.engine import Engine
 from epan.training.environment import commit, data_hash, environment
@@ -43,10 +45,13 @@ class Session:
         model: LanguageModel,
         device: torch.device,
         processes: Processes | None = None,
+        check_claim: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.folder, self.writer = config, folder, writer
         self.progress, self.interruption, self.task, self.device = progress, interruption, task, device
         self.processes, self.agreed = processes or Processes(), False
+        # Raises ClaimLost where another process has taken the run over.
+        self.check_claim = check_claim or (lambda: None)
         self.began, self.elapsed_before, self.step = time.perf_counter(), 0.0, 0
         self.loss: float | None = None
         self.support: float | None = None
@@ -68,6 +73,9 @@ class Session:
             self._loop()
         except KeyboardInterrupt:
             return self._interrupted(save=not self.interruption.wanted())
+        except ClaimLost:
+            # The run is that of another process, and so is its record.
+            raise
         except torch.OutOfMemoryError as error:
             fix = "raise accumulation (same result, less memory), or lower batch, lengths or evaluation.batch_tokens"
             failure = TrainingError(f"The memory of {self.device} is used up after step {self.step}", fix=fix)
@@ -92,6 +100,7 @@ class Session:
         if self.folder.state == "started" and self._evaluation_due():
             self._evaluate()
         while self.step < config.steps and not self._stopping():
+            self.check_claim()
             before = time.perf_counter()
             number = self.step + 1
             logged = number % config.log_every == 0 or number == config.steps
@@ -150,6 +159,7 @@ class Session:
         for length in lengths_to_test(self.task, chosen.lengths):
             if any(old["length"] == length for old in done):
                 continue
+            self.check_claim()
             with autocast(self.config.precision, self.device):
                 found = evaluate(
                     self.engine.model,
@@ -248,6 +258,7 @@ class Session:
     def _save(self) -> None:
         if not self.processes.main:
             return
+        self.check_claim()
         self.saved = checkpoints.save(
             self.folder.path,
             self.step,
@@ -261,6 +272,7 @@ class Session:
         return self.elapsed_before + time.perf_counter() - self.began
 
     def _interrupted(self, *, save: bool) -> RunResult:
+        self.check_claim()
         here = f"step-{self.step:08d}"
         if save and not self.engine.updating and (self.saved is None or self.saved.name != here):
             self._save()
@@ -271,11 +283,12 @@ class Session:
 
     def _end(self, status: str, message: str = "") -> None:
         try:
+            self.check_claim()
             self.writer.write(
                 "end", flush=True, status=status, elapsed=self._elapsed(), step=self.step, message=message
             )
         except EpanError:
-            # On a full disk the first error is the one to tell.
+            # On a full disk, or of a run that is no longer ours, the first error is the one to tell.
             if status != "failed":
                 raise
 

@@ -1,61 +1,30 @@
 """Many runs in several processes: finished ones are skipped, interrupted ones go on, a failing one stops no other.
 
-Needs no torch itself; every run is ``python -m epan.training.worker`` in a process of its own.
+Several sweeps may share a folder, on one machine or on many: each claims a run before it starts it (``claims.py``), shows
+what the others do, and takes over the runs of one that died. Needs no torch itself; every run is trained by
+``python -m epan.training.worker`` in a process of its own.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
 
 from epan.errors import EpanError
-from epan.training import records
+from epan.training import claims
 from epan.training.config import RunConfig
 from epan.training.folder import open_folder
 from epan.training.interruption import Interruption
+from epan.training.jobs import Job, Run, RunState
+from epan.training.sweepfile import load_sweep
 
 __all__ = ["RunState", "SweepProgress", "SweepResult", "load_sweep", "run_sweep"]
 
-Status = Literal["queued", "running", "finished", "skipped", "failed", "interrupted"]
-
-# Seconds between looks at the running processes, and between reports of their progress.
-_POLL, _REPORT = 0.1, 0.5
-
-
-@dataclass
-class RunState:
-    """One run of a sweep as it stands.
-
-    Attributes
-    ----------
-    config, out: the run and its folder.
-    status: ``queued``, ``running``, ``finished``, ``skipped`` (finished earlier), ``failed``, ``interrupted``.
-    summary: step, loss, speed, evaluations and so on, from the record.
-    message: why it failed, else "".
-    """
-
-    config: RunConfig
-    out: Path
-    status: Status = "queued"
-    summary: records.RunSummary = field(default_factory=records.RunSummary)
-    message: str = ""
-
-    @property
-    def label(self) -> str:
-        return self.config.label
-
-    @property
-    def method(self) -> str:
-        return self.config.method
+# Seconds between looks at the own processes, between reports of progress, and between looks at what others do.
+_POLL, _REPORT, _SCAN = 0.1, 0.5, 2.0
 
 
 class SweepProgress:
@@ -81,55 +50,10 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
-        """0: all runs are finished; 128 + signal: interrupted (130 by Ctrl-C); 1: some failed."""
+        """0: all are finished or trained by others; 128 + signal: interrupted (130 by Ctrl-C); 1: some failed."""
         if self.signal is not None:
             return 128 + self.signal
         return 1 if any(state.status == "failed" for state in self.states) else 0
-
-
-def load_sweep(path: str | Path) -> list[RunConfig]:
-    """The runs of a Python file: what its function ``runs()`` returns, or its list ``runs``. The file is executed.
-
-    Raises
-    ------
-    EpanError: no such file, an error in it (with the line), no ``runs``, something in it that is no RunConfig.
-    """
-    path = Path(path)
-    if not path.is_file() or path.suffix != ".py":
-        raise EpanError("A sweep is a Python file", found=str(path), fix="give a .py file that defines runs()")
-    spec = importlib.util.spec_from_file_location(f"epan_sweep_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses of the file look their module up here.
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        found = getattr(module, "runs", None)
-        runs = found() if callable(found) else found
-    except EpanError:
-        raise
-    except Exception as error:
-        raise EpanError(f"The sweep file fails: {type(error).__name__}: {error}", found=_place(error, path)) from error
-    example = "def runs() -> list[RunConfig]: return [RunConfig(seed=seed) for seed in range(3)]"
-    if not isinstance(runs, list | tuple) or not runs:
-        raise EpanError("The sweep file defines no runs", found=f"runs = {runs!r} in {path}", fix=f"define {example}")
-    for run in runs:
-        if not isinstance(run, RunConfig):
-            raise EpanError("The sweep file lists something that is no RunConfig", found=repr(run), fix=example)
-    return list(runs)
-
-
-def _place(error: BaseException, path: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno} of {path}"
-    line, trace = 0, error.__traceback__
-    while trace is not None:
-        # The import system makes a relative path absolute.
-        if Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"line {line} of {path}"
 
 
 def run_sweep(
@@ -138,6 +62,8 @@ def run_sweep(
     *,
     workers: int = 2,
     threads: int = 1,
+    gpus: Sequence[str] = (),
+    wait: bool = False,
     progress: SweepProgress | None = None,
     validate: bool = True,
 ) -> SweepResult:
@@ -147,12 +73,18 @@ def run_sweep(
     reported and the others go on. Ctrl-C or SIGTERM asks the running ones to save and stop, a second one kills them;
     the same call goes on from there.
 
+    The folder may be shared: of several calls, on this machine or on others, each takes runs that no other has. A call
+    that dies is noticed (at once on the same machine, after a minute and a half without a sign of life on another) and
+    its runs are taken over. A run that fails during this call, in whichever process, is not tried again by it.
+
     Parameters
     ----------
     configs: the runs; their labels must differ.
     out: folder of the run folders; created. Logs of the processes go to ``OUT/.sweep``.
-    workers: processes at a time.
+    workers: processes at a time, on each GPU if there are ``gpus``.
     threads: CPU threads of each, where the config does not say.
+    gpus: names for CUDA_VISIBLE_DEVICES; each process sees one of them. None: all see what this process sees.
+    wait: whether to stay, with nothing left to take, until the runs of other calls have ended.
     progress: receives what happens.
     validate: whether to build every task and model once before the first run starts, so that a misspelt name is found
         at once.
@@ -173,111 +105,145 @@ def run_sweep(
 
         for config in configs:
             check(config)
-    states = [_state(config, Path(out) / config.label) for config in configs]
+    for config in configs:
+        open_folder(config, Path(out) / config.label, "auto")
+    logs = Path(out) / ".sweep"
     try:
-        (Path(out) / ".sweep").mkdir(exist_ok=True)
+        logs.mkdir(exist_ok=True)
     except OSError as error:
         fix = "give a folder that you may write to"
         raise EpanError(f"The output folder cannot be used: {error.strerror}", found=str(out), fix=fix) from error
-    return _Sweep(states, Path(out) / ".sweep", workers, threads, progress or SweepProgress()).go()
-
-
-def _state(config: RunConfig, folder: Path) -> RunState:
-    opened = open_folder(config, folder, "auto")
-    state = RunState(config, folder, summary=records.summary(opened.entries))
-    state.summary.label, state.summary.method, state.summary.steps = config.label, config.method, config.steps
-    if opened.state == "finished":
-        state.status = "skipped"
-    return state
-
-
-@dataclass
-class _Job:
-    state: RunState
-    process: subprocess.Popen[bytes]
-    tail: records.Tail
-    log: IO[bytes]
+    runs = [Run(config, Path(out) / config.label) for config in configs]
+    return _Sweep(runs, logs, workers, threads, gpus or [None], wait, progress or SweepProgress()).go()
 
 
 class _Sweep:
-    def __init__(self, states: list[RunState], logs: Path, workers: int, threads: int, progress: SweepProgress) -> None:
-        self.states, self.logs, self.workers, self.threads = states, logs, workers, threads
-        self.progress = progress
-        self.jobs: list[_Job] = []
+    def __init__(
+        self,
+        runs: list[Run],
+        logs: Path,
+        workers: int,
+        threads: int,
+        gpus: Sequence[str | None],
+        wait: bool,
+        progress: SweepProgress,
+    ) -> None:
+        self.runs, self.logs, self.workers, self.threads, self.gpus = runs, logs, workers, threads, gpus
+        self.wait, self.progress = wait, progress
+        self.states = [run.state for run in runs]
+        self.jobs: list[Job] = []
+        # What the progress was told last of every run.
+        self.told = {run.state.label: "queued" for run in runs}
+        self.next_scan = 0.0
 
     def go(self) -> SweepResult:
-        queue = [state for state in self.states if state.status == "queued"]
-        for state in self.states:
-            if state.status == "skipped":
-                self.progress.on_run(state)
         with Interruption() as interruption:
             asked, reported = False, 0.0
             try:
-                while self.jobs or (queue and not interruption.wanted()):
-                    while queue and len(self.jobs) < self.workers and not interruption.wanted():
-                        self._start(queue.pop(0))
-                    if interruption.wanted() and not asked:
+                while True:
+                    stopping = interruption.wanted()
+                    if not stopping:
+                        self._scan()
+                        self._fill()
+                    elif not asked:
                         asked = True
                         for job in self.jobs:
-                            job.process.terminate()
+                            job.stop()
+                    if not self.jobs and (stopping or not self._more()):
+                        break
+                    self._tell()
                     time.sleep(_POLL)
-                    self._look()
+                    self.jobs = [job for job in self.jobs if not job.ended()]
                     if time.monotonic() - reported >= _REPORT:
                         reported = time.monotonic()
                         self.progress.on_update(self.states)
             except BaseException:
                 for job in self.jobs:
-                    job.process.kill()
-                    job.process.wait()
-                self._look()
+                    job.kill()
+                    job.ended()
                 if not interruption.wanted():
                     raise
+        self._tell()
         self.progress.on_update(self.states)
         return SweepResult(self.states, interruption.signal)
 
-    def _start(self, state: RunState) -> None:
-        config = self.logs / f"{state.label}.json"
-        config.write_text(json.dumps(state.config.to_dict(), indent=1), encoding="utf-8")
-        log = (self.logs / f"{state.label}.log").open("wb")
-        count = str(self.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
-        tail = records.Tail(state.out)
-        tail.new()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "epan.training.worker", str(config), str(state.out)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            # Ctrl-C of the terminal must reach the sweep alone, which then asks each run once.
-            start_new_session=True,
+    # ------------------------------------------------------------------ which runs there are to take
+
+    def _scan(self) -> None:
+        """Now and then, find out what others do; large sweeps on slow file systems take less often a look."""
+        if time.monotonic() < self.next_scan:
+            return
+        began = time.monotonic()
+        for run in self.runs:
+            if run.state.status in ("queued", "elsewhere"):
+                self._learn(run)
+        self.next_scan = time.monotonic() + max(_SCAN, 10 * (time.monotonic() - began))
+
+    def _learn(self, run: Run) -> None:
+        """Where a run stands that is not ours: to be taken, trained elsewhere, or ended there."""
+        state, holder = run.state, run.look().holder
+        # Read after the look: whoever has let the run go has written what became of it.
+        run.read()
+        if holder is not None:
+            state.where = str(holder)
+        if run.outcome in ("finished", "failed"):
+            state.status, state.message = run.outcome, state.summary.message  # type: ignore[assignment]
+        else:
+            state.status = "queued" if run.seen.state in ("free", "stale") else "elsewhere"
+
+    def _more(self) -> bool:
+        """Whether there may be something to take yet."""
+        others = [run for run in self.runs if run.state.status == "elsewhere"]
+        return any(state.status == "queued" for state in self.states) or any(
+            self.wait or run.seen.state == "unknown" for run in others
         )
-        self.jobs.append(_Job(state, process, tail, log))
-        self._change(state, "running")
 
-    def _look(self) -> None:
-        for job in list(self.jobs):
-            code = job.process.poll()
-            job.state.summary.update(job.tail.new())
-            if code is None:
+    def _fill(self) -> None:
+        """Start jobs as long as there are free workers and runs to take."""
+        while True:
+            load = Counter(job.gpu for job in self.jobs)
+            gpu = min(self.gpus, key=lambda gpu: load[gpu])
+            if load[gpu] >= self.workers:
+                return
+            taken = self._take()
+            if not taken:
+                return
+            self._start(taken, gpu)
+
+    def _take(self) -> list[tuple[Run, claims.Claim]]:
+        """The runs of the next job, claimed; none if there is nothing to take."""
+        for run in self.runs:
+            if run.state.status != "queued":
                 continue
-            self.jobs.remove(job)
-            job.log.close()
-            if code == 0:
-                self._change(job.state, "finished")
-            elif code in (130, 143):
-                self._change(job.state, "interrupted")
-            else:
-                job.state.message = self._last_words(job, code)
-                self._change(job.state, "failed")
+            try:
+                claim = claims.take(run.state.out, run.seen.holder)
+            except EpanError as error:
+                run.state.status, run.state.message = "failed", str(error)
+                continue
+            if claim is None:
+                self._learn(run)
+                continue
+            # Another may have trained it to its end since the last look.
+            run.read()
+            if run.outcome in ("finished", "failed"):
+                claim.release()
+                self._learn(run)
+                continue
+            return [(run, claim)]
+        return []
 
-    def _last_words(self, job: _Job, code: int) -> str:
-        path = Path(job.log.name)
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1]
-        return f"the process ended with code {code} and said nothing; see {path}"
+    def _start(self, taken: list[tuple[Run, claims.Claim]], gpu: str | None) -> None:
+        try:
+            self.jobs.append(Job(taken, self.logs, self.threads, gpu))
+        except BaseException:
+            for _, claim in taken:
+                claim.release()
+            raise
+        for run, _ in taken:
+            run.state.status = "running"
 
-    def _change(self, state: RunState, status: Status) -> None:
-        state.status = status
-        self.progress.on_run(state)
+    def _tell(self) -> None:
+        for state in self.states:
+            if self.told[state.label] != state.status:
+                self.told[state.label] = state.status
+                self.progress.on_run(state)

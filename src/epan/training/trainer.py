@@ -10,7 +10,7 @@ import torch
 from epan.errors import EpanError, UnsupportedError
 from epan.tasks import Task
 from epan.training import checkpoint as checkpoints
-from epan.training import records
+from epan.training import claims, records
 from epan.training.config import RunConfig
 from epan.training.engine import own_settings
 from epan.training.evaluation import lengths_to_test
@@ -72,6 +72,7 @@ def train(
     resume: Resume = "never",
     progress: Progress | None = None,
     command: str | None = None,
+    claim: str | None = None,
 ) -> RunResult:
     """Train the model of ``config`` in this process and keep record and checkpoints in the folder ``out``.
 
@@ -92,10 +93,13 @@ def train(
         A run that is finished already returns at once.
     progress: receives what happens, in the first process.
     command: the command that repeats the run, for its record; made from the record itself if None.
+    claim: the claim on the folder that the process that started this one hands over; claimed anew if None.
 
     Raises
     ------
-    EpanError: a wrong config, or a folder that cannot be used; told before anything is written.
+    EpanError: a wrong config, a folder that cannot be used, or one that another process trains in; told before anything
+        is written.
+    ClaimLost: another process has taken the run over; nothing more is written.
     TrainingError: loss or gradient is not finite (the module or parameter is named; weights and checkpoints stay
         good), or the memory is used up.
     """
@@ -108,14 +112,27 @@ def train(
         torch.manual_seed(config.seed)
         task = _task(config)
         model = build_model(config, task)
-        folder = processes.share(lambda: open_folder(config, out, resume))
+        shown = progress if progress is not None and processes.main else Progress()
+        held: list[claims.Claim] = []
+
+        def begin() -> RunFolder:
+            opened = open_folder(config, out, resume)
+            if opened.state == "finished":
+                return opened
+            own = claims.hand_over(opened.path, claim) if claim else claims.acquire(opened.path, shown.on_event, wanted)
+            held.append(stack.enter_context(own))
+            # Another process may have trained it until a moment ago.
+            return open_folder(config, out, resume)
+
+        wanted = interruption.wanted
+        folder = processes.share(begin)
         if folder.state == "finished":
             return _finished(config, folder)
         writer: records.RecordWriter | records.NoWriter = records.NoWriter()
         if processes.main:
             writer = stack.enter_context(records.RecordWriter(folder.path))
-        shown = progress if progress is not None and processes.main else Progress()
-        session = Session(config, folder, writer, shown, interruption, task, model, device, processes)
+        check_claim = held[0].check if held else None
+        session = Session(config, folder, writer, shown, interruption, task, model, device, processes, check_claim)
         return session.go(command)
 
 

@@ -1,7 +1,8 @@
-"""One run of a sweep in a process of its own: ``python -m epan.training.worker CONFIG.json RUN_FOLDER``.
+"""Runs of a sweep in a process of its own: ``python -m epan.training.worker CONFIG.json RUN_FOLDER CLAIM …``, three a run.
 
-What goes wrong is the last line on standard error. Exit code: 0 finished, 1 the run failed, 2 it could not start, 128 +
-signal interrupted.
+The sweep has claimed the run folders for this process. What goes wrong is the last line on standard error. Exit code, the
+highest of all runs: 0 finished, 1 a run failed, 2 it could not start, :data:`TAKEN` another process has taken it, 128 +
+signal interrupted, which ends all.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from epan.errors import EpanError
+from epan.training.claims import ClaimLost
 from epan.training.errors import TrainingError
 from epan.training.parsing import load_config
 from epan.training.progress import EvaluationInfo, Progress, StepInfo
 
-__all__ = ["main"]
+__all__ = ["TAKEN", "main"]
+
+TAKEN = 75
 
 
 class _StopWithParent(Progress):
@@ -36,15 +41,25 @@ class _StopWithParent(Progress):
 
 
 def main(arguments: list[str]) -> int:
-    """Train the config of the first argument in the folder of the second, resuming what is there."""
+    """Train each config in the folder beside it, one after the other, resuming what is there."""
+    progress, worst = _StopWithParent(), 0
+    for place in range(0, len(arguments), 3):
+        config, out, claim = arguments[place : place + 3]
+        code = _train(config, Path(out), claim, progress)
+        worst = max(worst, code)
+        if code > 128:
+            break
+    return worst
+
+
+def _train(config: str, out: Path, claim: str, progress: Progress) -> int:
     from epan.training.trainer import train
 
-    config, out = arguments
     try:
-        return train(load_config(config), out, resume="auto", progress=_StopWithParent()).exit_code
+        return train(load_config(config), out, resume="auto", progress=progress, claim=claim).exit_code
     except EpanError as error:
         print(error, file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
+        return TAKEN if isinstance(error, ClaimLost) else 1 if isinstance(error, TrainingError) else 2
     except Exception:
         traceback.print_exc()
         return 1
