@@ -43,6 +43,8 @@ WRONG = {
     "run": (["eval", "nowhere"], ["No such run", "nowhere"]),
     "no run": (["eval"], ["RUN"]),
     "sweep file": (["sweep", "nowhere.py"], ["nowhere.py"]),
+    "tracker": (["train", "--track", "tensorbord"], ["Unknown tracker 'tensorbord'", "did you mean 'tensorboard'"]),
+    "gpus": (["sweep", "sweep.py", "--gpus", "7"], ["There is no GPU '7' here", "--gpus"]),
     "workers": (["sweep", "sweep.py", "--workers", "0"], ["workers", "at least 1"]),
     "report": (["report", "nowhere"], ["No such folder"]),
     "empty report": (["report", "."], ["No run record", "epan demo"]),

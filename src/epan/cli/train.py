@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -84,6 +85,15 @@ class TrainOptions:
     resume: Annotated[bool, Parameter(group=WHERE, negative="", help="Go on with the run in --out.")] = False
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, Parameter(group=WHERE, help="Default auto.")] = None
     threads: Annotated[int | None, Parameter(group=WHERE, help="CPU threads.")] = None
+    track: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=WHERE,
+            negative="",
+            consume_multiple=True,
+            help="Follow it in tensorboard, trackio (none: in neither).",
+        ),
+    ] = ()
 
 
 # Flat option: key of the config.
@@ -131,6 +141,9 @@ def configure(options: TrainOptions) -> RunConfig:
         changes.append(f"lengths={[span[0], span[-1]]}")
     if options.test_lengths:
         changes.append(f"evaluation.lengths={list(lengths(options.test_lengths, '--test-lengths'))}")
+    if options.track:
+        names = [name for part in options.track for name in part.replace(",", " ").split() if name != "none"]
+        changes.append(f"track={json.dumps(names or None)}")
     return override(config, changes)
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from epan.errors import EpanError
+from epan.errors import EpanError, unknown_name
 from epan.training.choices import Scalar, choice_text, parse_choice
 
 __all__ = [
@@ -25,7 +25,10 @@ __all__ = [
 Options = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
 
 # What may differ between a run and its continuation: none of these changes a number that is finite.
-OPERATIONAL = ("name", "checkpoint_every", "keep", "on_nonfinite")
+OPERATIONAL = ("name", "checkpoint_every", "keep", "on_nonfinite", "track")
+
+# Where a run may be followed besides its record.
+TRACKERS = ("tensorboard", "trackio")
 
 # Model options with a config key of their own.
 CHOICES = ("kernel", "normalization")
@@ -213,6 +216,8 @@ class RunConfig:
         how many of the newest checkpoints stay.
     on_nonfinite
         what a loss or gradient that is not finite does: stop the run, or skip the step.
+    track
+        trackers beside the record: tensorboard, trackio; none for none.
     """
 
     name: str | None = None
@@ -233,6 +238,7 @@ class RunConfig:
     checkpoint_every: int | None = None
     keep: int = 2
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    track: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\0]+", self.name):
@@ -243,6 +249,9 @@ class RunConfig:
         if self.lengths is not None:
             low, high = self.lengths
             _require(1 <= low <= high, "lengths", self.lengths, "two integers, 1 <= low <= high")
+        for name in self.track or ():
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
         if self.batch % self.accumulation:
             raise EpanError(
                 "The batch cannot be split into equal micro-batches",

@@ -27,6 +27,7 @@ from epan.training.loading import autocast, model_facts
 from epan.training.parsing import differences
 from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
+from epan.training.tracking import TrackedWriter
 
 __all__ = ["Session"]
 
@@ -38,7 +39,7 @@ class Session:
         self,
         config: RunConfig,
         folder: RunFolder,
-        writer: records.RecordWriter | records.NoWriter,
+        writer: records.RecordWriter | TrackedWriter | records.NoWriter,
         progress: Progress,
         interruption: Interruption,
         task: Task,

@@ -20,6 +20,7 @@ from epan.training.loading import build_model, build_task, find_device
 from epan.training.processes import join, local_device, world_size
 from epan.training.progress import Progress, RunResult
 from epan.training.session import Session
+from epan.training.tracking import TrackedWriter, check_trackers
 
 __all__ = ["check", "train"]
 
@@ -34,6 +35,7 @@ def check(config: RunConfig) -> None:
     """
     _device(config)
     _check_split(config)
+    check_trackers(config.track or ())
     task = _task(config)
     with torch.random.fork_rng(devices=[]):
         build_model(config, task)
@@ -105,6 +107,7 @@ def train(
     """
     device = _device(config)
     _check_split(config)
+    check_trackers(config.track or ())
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(own_settings(config, device))
@@ -128,9 +131,11 @@ def train(
         folder = processes.share(begin)
         if folder.state == "finished":
             return _finished(config, folder)
-        writer: records.RecordWriter | records.NoWriter = records.NoWriter()
+        writer: records.RecordWriter | TrackedWriter | records.NoWriter = records.NoWriter()
         if processes.main:
             writer = stack.enter_context(records.RecordWriter(folder.path))
+            if config.track:
+                writer = stack.enter_context(TrackedWriter(writer, config.track, folder.path, shown.on_event))
         check_claim = held[0].check if held else None
         session = Session(config, folder, writer, shown, interruption, task, model, device, processes, check_claim)
         return session.go(command)
