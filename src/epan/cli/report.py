@@ -22,6 +22,9 @@ class ReportOptions:
         Path | None, Parameter(help="Folder of the report (default: the folder report in the first path).")
     ] = None
     title: Annotated[str | None, Parameter(help="Heading of the page.")] = None
+    watch: Annotated[
+        bool, Parameter(negative="", help="Keep it up to date, also in the browser, as long as runs go on.")
+    ] = False
 
 
 def report(
@@ -42,6 +45,10 @@ def report(
     from epan.report import build
 
     first = paths[0].parent if paths[0].is_file() else paths[0]
+    if options.watch:
+        from epan.cli.watch import watch
+
+        return watch(paths, options.out or first / "report", options.title)
     page = build(paths, options.out or first / "report", title=options.title)
     print(f"Report: {page.resolve()}")
     return 0

@@ -14,16 +14,22 @@ from epan.errors import EpanError
 from epan.report import figures_kernels, figures_lengths, figures_training
 from epan.report.caveats import missing
 from epan.report.draw import RC, Picture
+from epan.report.live import SIGNAL, Live, signal
 from epan.report.page import Section, render
 from epan.report.records import find
 from epan.report.summary import Setting, Summary, summarise
 from epan.report.tables import headline_markdown, to_csv
 
-__all__ = ["build"]
+__all__ = ["build", "publish"]
 
 
 def build(
-    paths: Path | str | Sequence[Path | str], out: Path | str, *, title: str | None = None, command: str | None = None
+    paths: Path | str | Sequence[Path | str],
+    out: Path | str,
+    *,
+    title: str | None = None,
+    command: str | None = None,
+    live: Live | None = None,
 ) -> Path:
     """Write the report on all runs at or below ``paths`` into the folder ``out``.
 
@@ -33,6 +39,7 @@ def build(
     out: gets ``index.html`` (self-contained), ``figures/*.png``, ``table.csv`` and ``table.md``.
     title: heading of the page; from the tasks if None.
     command: the command that repeats everything, shown on the page.
+    live: where each run stands, for a page that shows it and loads itself again when there is a newer one.
 
     Returns
     -------
@@ -52,10 +59,15 @@ def build(
             sections = _sections(summary, figures)
         listed = [paths] if isinstance(paths, str | Path) else list(paths)
         rebuild = shlex.join(["epan", "report", *(str(path) for path in listed), "--out", str(out)])
-        page = render(summary, sections, missing(records), title or _title(summary), command, rebuild, __version__)
+        page = render(
+            summary, sections, missing(records), title or _title(summary), command, rebuild, __version__, live
+        )
         _write(out / "table.csv", to_csv(summary))
         _write(out / "table.md", headline_markdown(summary))
         _write(out / "index.html", page)
+        if live is None:
+            # What tells an open page of a watch that this one is the last.
+            (out / SIGNAL).unlink(missing_ok=True)
     except OSError as error:
         raise EpanError(
             f"The report cannot be written: {error.strerror or error}",
@@ -63,6 +75,11 @@ def build(
             fix="give a folder that you may write, with --out",
         ) from error
     return out / "index.html"
+
+
+def publish(live: Live, out: Path) -> None:
+    """Tell open pages in the folder ``out`` what the newest one is and where the runs stand."""
+    _write(out / SIGNAL, signal(live))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its style and figures inside, no script, nothing loaded from elsewhere."""
+"""The page: one HTML file with its style and figures inside; no script but in a live one, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from epan._text import duration, percent
 from epan.report.configs import differences, flatten, trained_lengths
 from epan.report.draw import Picture, compact
 from epan.report.findings import OVERLAP, remarks
+from epan.report.live import Live, overview, script
 from epan.report.records import Record, number
 from epan.report.summary import Setting, Summary
 from epan.report.tables import MOST_LENGTHS, headline_html
@@ -201,8 +202,9 @@ def render(
     command: str | None,
     rebuild: str,
     version: str,
+    live: Live | None = None,
 ) -> str:
-    """The whole page as text."""
+    """The whole page as text; ``live`` is for one that follows runs that go on."""
     records = summary.records
     several = len(summary.settings) > 1
     count = f"{len(records)} run" + ("s" if len(records) != 1 else "")
@@ -217,6 +219,7 @@ def render(
         f'<header><p class="kicker">epan report</p><h1>{escape(title)}</h1>'
         f'<p class="lead">{count}, drawn from their records alone.{escape(when)}</p>'
         f"{_facts(summary)}<nav>{nav}</nav></header>",
+        overview(live.runs) if live is not None else "",
         f'<h2 id="missing">What is missing</h2>{_list(missing, "remarks missing")}' if missing else "",
         *(_headline(setting, several) for setting in summary.settings),
         *(_section(section) for section in sections),
@@ -231,5 +234,5 @@ def render(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>\n{style}</style></head><body><main>\n"
         + "\n".join(part for part in body if part)
-        + "\n</main></body></html>\n"
+        + f"\n</main>{script(live) if live is not None else ''}</body></html>\n"
     )
