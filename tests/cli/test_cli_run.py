@@ -191,8 +191,77 @@ def test_the_doctor_passes_here(epan: Any) -> None:
     result = epan("doctor")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "FAIL" not in result.stdout
-    assert result.stdout.count("PASS") >= 5
+    assert result.stdout.count("PASS") >= 7
     assert '"auto" takes' in result.stdout
+    assert re.search(r"cpu +tiled +every call\n +memory linear in length", result.stdout)
+    assert max(map(len, result.stdout.splitlines())) <= 140
+
+
+def test_the_doctor_as_json(epan: Any) -> None:
+    result = epan("doctor", "--json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(result.stdout)
+    assert found["ok"] is True
+    assert {"epan", "python", "torch", "triton", "device", "[lab]"} <= found["environment"].keys()
+    assert {check["status"] for check in found["checks"]} <= {"PASS", "SKIP"}
+    assert {check["name"]: check["status"] for check in found["checks"]}["a checkpoint comes back whole"] == "PASS"
+    calls = {(choice["device"], choice["call"]) for choice in found["backends"]}
+    assert {("cpu", f"float32, {rule}") for rule in ("adaptive", "anchored", "fixed", "nearest")} <= calls
+
+
+def test_the_doctor_tells_what_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in, because the choice is shown where there is no GPU to make it."""
+    from epan.cli import doctor
+
+    found = [
+        {"device": "cuda", "call": f"{dtype}, {rule}", "backend": backend, "reason": f"because {backend}"}
+        for dtype, backend in (("bfloat16", "triton"), ("float32", "tiled"))
+        for rule in ("adaptive", "fixed")
+    ]
+    assert doctor._choice_lines(
+        [*found, {"device": "cuda", "call": "float64", "backend": "tiled", "reason": "because tiled"}]
+    ) == [
+        "  cuda  triton  bfloat16 (adaptive, fixed)",
+        "                because triton",
+        "  cuda  tiled   float32 (adaptive, fixed); float64",
+        "                because tiled",
+    ]
+
+
+def test_the_doctor_finds_a_damaged_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    from epan.cli import selftests
+    from epan.training import checkpoint
+
+    check = next(check for check in selftests.CHECKS if "checkpoint" in check.name)
+    assert check.run().status == "PASS"
+    monkeypatch.setattr(checkpoint, "verify", lambda path: {})
+    outcome = check.run()
+    assert (outcome.status, outcome.detail) == ("FAIL", "RuntimeError: a changed bit was not found")
+
+
+def test_the_doctor_finds_what_differs_from_call_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from epan import ops
+    from epan.cli import selftests
+
+    check = next(check for check in selftests.CHECKS if "same bits" in check.name)
+    assert check.run().status == "PASS"
+    right = ops.attention
+    monkeypatch.setattr(
+        ops, "attention", lambda *inputs, **options: right(*inputs, **options) * (1 + 1e-3 * torch.rand(()))
+    )
+    assert check.run().status == "FAIL"
+
+
+def test_the_doctor_skips_what_cannot_be_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    from epan.cli import selftests
+
+    check = next(check for check in selftests.CHECKS if "compilers" in check.name)
+    monkeypatch.setattr(selftests.shutil, "which", lambda name: None)
+    outcome = check.run()
+    assert outcome.status == "SKIP"
+    assert "no C++ compiler" in outcome.detail
 
 
 def test_the_doctor_finds_a_wrong_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,9 @@ def test_doctor_works_without_the_extra_and_says_what_is_missing() -> None:
     assert 'pip install ".[lab]"' in result.stdout
     assert "pip install torch" in result.stdout
     assert "Traceback" not in result.stderr
+    as_json = _bare("doctor", "--json")
+    assert as_json.returncode == 1
+    assert "pip install torch" in json.loads(as_json.stdout)["environment"]["torch"]
 
 
 def test_a_misspelt_command_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:

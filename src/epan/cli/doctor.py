@@ -1,161 +1,32 @@
-"""``epan doctor``: what is installed, what it can do, and whether the mathematics comes out right here."""
+"""``epan doctor``: what is installed, what it can do, and whether everything comes out right here."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
+import json as formats
 import platform
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 from epan._version import __version__
 from epan.cli.output import cores
+from epan.cli.selftests import CHECKS, Check
 from epan.errors import LAB
 
-__all__ = ["CHECKS", "GPU_CHECKS", "Check", "doctor"]
+__all__ = ["CHECKS", "Check", "choices", "doctor"]
 
 EXTRAS = {
     "lab": LAB,
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
     "dev": ("entmax", "hypothesis", "mypy", "pytest", "ruff"),
 }
 OLDEST, NEWEST = (3, 11), (3, 14)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A self-test: ``measure`` returns an error that must not exceed ``bound``."""
-
-    name: str
-    bound: float
-    measure: Callable[[], float]
-
-
-def _sparsemax_reference(scores: list[float]) -> list[float]:
-    """Sparsemax by sorting, in plain Python."""
-    ordered = sorted(scores, reverse=True)
-    total, threshold = 0.0, 0.0
-    for count, score in enumerate(ordered, start=1):
-        total += score
-        if score * count > total - 1:
-            threshold = (total - 1) / count
-    return [max(score - threshold, 0.0) for score in scores]
-
-
-def _scores() -> list[float]:
-    """Twenty-four fixed numbers between -2 and 2, from no random generator."""
-    return [((37 * index * index + 11 * index) % 101) / 25.0 - 2.0 for index in range(24)]
-
-
-def _epanechnikov() -> float:
-    import torch
-
-    from epan.ops import attention_weights
-
-    scores = _scores()
-    found = attention_weights(
-        torch.tensor(scores, dtype=torch.float64), kernel="epanechnikov", normalization="adaptive"
-    )
-    return max(abs(a - b) for a, b in zip(found.tolist(), _sparsemax_reference(scores), strict=True))
-
-
-def _sums() -> float:
-    import torch
-
-    from epan.ops import attention_weights
-
-    scores = torch.tensor(_scores(), dtype=torch.float64)
-    kernels = ("gaussian", "epanechnikov", "biweight", "triweight")
-    weights = [
-        attention_weights(scores, kernel=kernel, normalization=rule)
-        for kernel in kernels
-        for rule in ("adaptive", "anchored")
-    ]
-    return max(abs(float(found.sum()) - 1.0) for found in weights)
-
-
-def _entmax_equation() -> float:
-    """p_j^(1/n) − z_j/n is one constant on the support: what makes the weights of order n an α-entmax, α = 1 + 1/n."""
-    import torch
-
-    from epan.ops import attention_weights
-
-    scores = torch.tensor(_scores(), dtype=torch.float64)
-    worst = 0.0
-    for kernel, order in (("epanechnikov", 1), ("biweight", 2), ("triweight", 3)):
-        weights = attention_weights(scores, kernel=kernel, normalization="adaptive")
-        inside = weights > 0
-        shift = weights[inside] ** (1 / order) - scores[inside] / order
-        worst = max(worst, float(shift.max() - shift.min()))
-    return worst
-
-
-def _high_order() -> float:
-    import torch
-
-    from epan.kernels import Polynomial
-    from epan.ops import attention_weights
-
-    scores = torch.tensor(_scores(), dtype=torch.float64)
-    found = attention_weights(scores, kernel=Polynomial(order=1e6), normalization="adaptive")
-    return float((found - torch.softmax(scores, -1)).abs().max())
-
-
-def _backends() -> float:
-    """The fast backend against the definition: outputs and gradients of causal attention, float64."""
-    import torch
-
-    from epan.ops import attention
-
-    source = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(1, 2, 70, 16, generator=source, dtype=torch.float64) for _ in range(4)]
-    worst = 0.0
-    for kernel in ("gaussian", "epanechnikov", "biweight", "triweight"):
-        results = []
-        for backend in ("eager", "tiled"):
-            q, k, v = (tensor.clone().requires_grad_() for tensor in inputs[:3])
-            out = attention(q, k, v, is_causal=True, scale=1.0, kernel=kernel, backend=backend)
-            results.append([out.detach(), *torch.autograd.grad(out, (q, k, v), inputs[3])])
-        worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(*results, strict=True)))
-    return worst
-
-
-def _triton() -> float:
-    """The fused kernels on the GPU in float32 against the definition in float64: outputs and gradients."""
-    import torch
-
-    from epan.ops import attention
-
-    source = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(1, 2, 300, 64, generator=source) for _ in range(4)]
-    worst = 0.0
-    for kernel, rule, similarity in (
-        ("biweight", "adaptive", "dot"),
-        ("epanechnikov", "anchored", "dot"),
-        ("triweight", "fixed", "euclidean"),
-        ("gaussian", "adaptive", "dot"),
-    ):
-        results = []
-        for backend, device, dtype in (("eager", "cpu", torch.float64), ("triton", "cuda", torch.float32)):
-            q, k, v, grad = (tensor.to(device, dtype).requires_grad_() for tensor in inputs)
-            out = attention(
-                q, k, v, is_causal=True, kernel=kernel, normalization=rule, similarity=similarity, backend=backend
-            )
-            results.append([out, *torch.autograd.grad(out, (q, k, v), grad.detach())])
-        worst = max(worst, *(float((a - b.cpu()).abs().max()) for a, b in zip(*results, strict=True)))
-    return worst
-
-
-CHECKS = (
-    Check("Epanechnikov weights are sparsemax", 1e-12, _epanechnikov),
-    Check("order n solves the entmax equation", 1e-12, _entmax_equation),
-    Check("weights add up to one", 1e-12, _sums),
-    Check("order 1e6 is softmax", 1e-5, _high_order),
-    Check("tiled backend agrees with eager", 1e-9, _backends),
-)
-
-# Only where there is a GPU that can run it.
-GPU_CHECKS = (Check("triton backend agrees with eager on the GPU", 1e-4, _triton),)
 
 
 def _version(package: str) -> str | None:
@@ -165,68 +36,165 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _environment() -> bool:
-    """Print versions and extras; whether Python fits."""
+def _environment() -> tuple[dict[str, str], bool]:
+    """Versions and extras; whether Python fits."""
     fits = OLDEST <= sys.version_info[:2] <= NEWEST
     span = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
-    print(f"  epan      {__version__}")
-    print(f"  python    {platform.python_version()}" + ("" if fits else f"  (supported: {span})"))
-    print(f"  platform  {platform.platform()}, {cores()} CPU cores")
+    facts = {
+        "epan": __version__,
+        "python": platform.python_version() + ("" if fits else f"  (supported: {span})"),
+        "platform": f"{platform.platform()}, {cores()} CPU cores",
+    }
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         fix = f'pip install ".[{extra}]" in a checkout of epan'
-        print(f"  [{extra}]     " + (f"incomplete, no {', '.join(missing)}: {fix}" if missing else "installed"))
+        lacks = f"incomplete, no {', '.join(missing)}" if len(missing) < len(packages) else "not installed"
+        facts[f"[{extra}]"] = f"{lacks}: {fix}" if missing else "installed"
     triton = _version("triton")
-    print(f"  triton    {triton or 'not installed (only needed on an NVIDIA GPU, with CUDA builds of torch)'}")
-    return fits
+    facts["triton"] = triton or "not installed (only needed on an NVIDIA GPU, with CUDA builds of torch)"
+    return facts, fits
 
 
-def _device() -> tuple[bool, bool]:
-    """Print what torch finds: whether torch is there, and whether a GPU runs the fused kernels."""
+def _devices() -> dict[str, str]:
+    """What torch finds: its version, the device that is taken, every GPU, driver and assembler."""
+    import torch
+
+    facts = {"torch": str(torch.__version__)}
+    if not torch.cuda.is_available():
+        on_mps = torch.backends.mps.is_available()
+        facts["device"] = "mps" if on_mps else f"cpu, {torch.get_num_threads()} threads"
+        return facts
+    facts["device"] = f"cuda, {torch.cuda.device_count()} GPU(s)"
+    for place in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(place)
+        size = f"{found.total_memory / 2**30:.0f} GiB"
+        facts[f"gpu {place}"] = f"{found.name}, compute capability {found.major}.{found.minor}, {size}"
+    facts["driver"] = f"{_driver() or 'unknown'}; torch is built for CUDA {torch.version.cuda}"
+    facts["assembler"] = _assembler()
+    return facts
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, None where it cannot be told."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.split()
+        return said[0] if said else None
+    return None
+
+
+def _assembler() -> str:
+    """The assembler of the fused kernels, and whether it is recent enough."""
     try:
-        import torch
+        from epan.ops.triton.assembler import LEAST, chosen
+
+        path, version = chosen()
     except Exception as error:
-        print(f"  torch     cannot be imported ({type(error).__name__}: {error}): pip install torch")
-        return False, False
+        return f"cannot be told ({type(error).__name__}: {error})"
+    found, least = (".".join(map(str, pair)) for pair in (version, LEAST))
+    return f"ptxas {found}, {path}" + ("" if version >= LEAST else f" (on Hopper the fused kernels need {least})")
+
+
+def choices() -> list[dict[str, str]]:
+    """What ``backend="auto"`` takes for typical calls here, and why: device, call, backend, reason."""
+    import torch
+
+    from epan.kernels import Polynomial
+    from epan.kernels import get as get_kernel
+    from epan.normalizations import Nearest, names
+    from epan.normalizations import get as get_normalization
     from epan.ops.attention import choose_backend
 
-    if torch.cuda.is_available():
-        capability = ".".join(map(str, torch.cuda.get_device_capability()))
-        device = f"cuda, {torch.cuda.get_device_name()}, compute capability {capability}"
-    elif torch.backends.mps.is_available():
-        device = "mps"
-    else:
-        device = f"cpu, {torch.get_num_threads()} threads"
-    print(f"  torch     {torch.__version__}")
-    print(f"  device    {device}")
-    taken = []
-    for place in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        # What a call with the defaults would look like there.
-        backend, reason = choose_backend(torch.empty((1, 1, 1, 64), device=place, dtype=torch.bfloat16))
-        print(f'  backend   "auto" takes {backend} on {place}: {reason}')
-        taken.append(backend)
-    return True, "triton" in taken
+    biweight = get_kernel("biweight")
+    rules = [*map(get_normalization, names()), Nearest(16)]
+    found = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+
+        def ask(call: str, size: int, dtype: torch.dtype, kernel: Any, rule: Any, device: str = device) -> None:
+            query = torch.empty((1, 1, 1, size), device=device, dtype=dtype)
+            backend, reason = choose_backend(query, query, kernel, rule)
+            found.append({"device": device, "call": call, "backend": backend, "reason": reason})
+
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for rule in rules:
+                ask(f"{str(dtype).removeprefix('torch.')}, {rule.name}", 64, dtype, biweight, rule)
+        adaptive = get_normalization("adaptive")
+        ask("bfloat16, head size 512", 512, torch.bfloat16, biweight, adaptive)
+        learnt = Polynomial(order=torch.tensor(2.0))
+        ask("bfloat16, learnt order", 64, torch.bfloat16, learnt, adaptive)
+        ask("float64", 64, torch.float64, biweight, adaptive)
+    return found
 
 
-def doctor() -> int:
-    """Check this installation: versions, device, backends, extras, and self-tests of the mathematics.
+def _choice_lines(found: list[dict[str, str]]) -> list[str]:
+    """Calls with the same answer on one line."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for choice in found:
+        groups.setdefault((choice["device"], choice["backend"], choice["reason"]), []).append(choice["call"])
+    lines = []
+    for (device, backend, reason), calls in groups.items():
+        everything = sum(choice["device"] == device for choice in found) == len(calls)
+        what = "every call" if everything else "; ".join(_joined(calls))
+        lines += [f"  {device:<5} {backend:<7} {what}", f"                {reason}"]
+    return lines
+
+
+def _joined(calls: list[str]) -> list[str]:
+    """``["bfloat16, adaptive", "bfloat16, fixed"]`` → ``["bfloat16 (adaptive, fixed)"]``."""
+    parts: dict[str, list[str]] = {}
+    for call in calls:
+        dtype, _, rest = call.partition(", ")
+        parts.setdefault(dtype, []).append(rest)
+    return [f"{dtype} ({', '.join(rest)})" if rest != [""] else dtype for dtype, rest in parts.items()]
+
+
+def _fact(name: str, value: str) -> str:
+    return f"  {name:<13} {value}"
+
+
+def doctor(*, json: bool = False) -> int:
+    """Check this installation: versions, devices, which backend is taken and why, and self-tests.
 
     The exit code is 0 if everything passes and 1 if something fails.
+
+    Parameters
+    ----------
+    json: print one JSON object instead.
     """
-    print("Environment")
-    good = _environment()
-    there, fused = _device()
-    if not there:
+    facts, good = _environment()
+
+    def tell(*lines: str) -> None:
+        if not json:
+            print("\n".join(lines), flush=True)
+
+    tell("Environment", *(_fact(*item) for item in facts.items()))
+    try:
+        import torch  # noqa: F401
+    except Exception as error:
+        problem = f"cannot be imported ({type(error).__name__}: {error}): pip install torch"
+        tell(_fact("torch", problem))
+        if json:
+            print(formats.dumps({"ok": False, "environment": {**facts, "torch": problem}}, indent=1))
         return 1
-    print("Self-tests")
-    for check in (*CHECKS, *(GPU_CHECKS if fused else ())):
-        try:
-            error = check.measure()
-            passed = error <= check.bound
-            detail = f"error {error:.1e}, at most {check.bound:.0e}"
-        except Exception as failure:
-            passed, detail = False, f"{type(failure).__name__}: {failure}"
-        good = good and passed
-        print(f"  {'PASS' if passed else 'FAIL'}  {check.name} ({detail})")
-    print("Everything is in order." if good else "Something is wrong; see above.")
+    devices = _devices()
+    chosen = choices()
+    tell(*(_fact(*item) for item in devices.items()))
+    tell('Backends: "auto" takes, whatever the mask and the dropout', *_choice_lines(chosen), "Self-tests")
+    outcomes = []
+    for check in CHECKS:
+        outcomes.append(check.run())
+        tell(f"  {outcomes[-1].status}  {check.name} ({outcomes[-1].detail})")
+    good = good and all(outcome.status != "FAIL" for outcome in outcomes)
+    tell("Everything is in order." if good else "Something is wrong; see above.")
+    if json:
+        report = {
+            "ok": good,
+            "environment": {**facts, **devices},
+            "backends": chosen,
+            "checks": [dataclasses.asdict(outcome) for outcome in outcomes],
+        }
+        print(formats.dumps(report, indent=1))
     return 0 if good else 1

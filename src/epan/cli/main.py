@@ -91,9 +91,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     module, _, function = COMMANDS[name].target.partition(":")
     if missing:
-        if name == "doctor" and not rest:
+        if name == "doctor" and rest in ([], ["--json"]):
             # The command that says what is missing must not miss it.
-            return int(getattr(importlib.import_module(module), function)())
+            return int(getattr(importlib.import_module(module), function)(json=bool(rest)))
         raise not_installed(missing, f"The command {name!r}")
     from cyclopts import App, Parameter
 
