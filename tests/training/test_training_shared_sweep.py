@@ -218,23 +218,17 @@ def test_how_a_run_ended_elsewhere_is_told(tiny: Callable[..., RunConfig], tmp_p
 
 
 def test_a_run_that_ended_just_now_is_not_started(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
-    config = tiny(name="theirs", steps=2)
+    config, take = tiny(name="theirs", steps=2), claims.take
 
-    class EndsMeanwhile(jobs.Run):
-        def look(self) -> claims.Sighting:
-            # Free at the look, and whole by the time that it is claimed.
-            found = super().look()
-            self.read()
-            if not (tmp_path / "theirs" / "checkpoints").exists():
-                train(config, tmp_path / "theirs")
-            return found
-
-        def read(self) -> None:
-            if (tmp_path / "theirs" / "checkpoints").exists() == hasattr(self, "seen"):
-                super().read()
+    def late(run: Path, stale: claims.Holder | None = None) -> claims.Claim | None:
+        # Free at the look, and whole by the time that it is claimed.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(claims, "take", take)
+            train(config, tmp_path / "theirs")
+        return take(run, stale)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epan.training.sweep.Run", EndsMeanwhile)
+        patch.setattr(claims, "take", late)
         patch.setattr("epan.training.sweep.Job", lambda *rest: pytest.fail("it was started"))
         result = run_sweep([config], tmp_path, validate=False)
     assert result.states[0].status == "finished"
