@@ -28,6 +28,7 @@ from epan.training.parsing import differences
 from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
 from epan.training.tracking import TrackedWriter
+from epan.training.writer import BackgroundWriter, snapshot
 
 __all__ = ["Session"]
 
@@ -56,7 +57,8 @@ class Session:
         self.began, self.elapsed_before, self.step = time.perf_counter(), 0.0, 0
         self.loss: float | None = None
         self.support: float | None = None
-        self.saved: Path | None = None
+        # Two writers: of lines, which are short, and of checkpoints, for which training does not wait.
+        self.background = BackgroundWriter()
         self.evaluations: list[records.Entry] = []
         self.facts = {
             "config": config.to_dict(),
@@ -69,9 +71,14 @@ class Session:
 
     def go(self, command: str | None) -> RunResult:
         """Run to the end and write what the end was, whatever happens."""
+        with self.background:
+            return self._go(command)
+
+    def _go(self, command: str | None) -> RunResult:
         try:
             self._write_start(command)
             self._loop()
+            self.background.wait()
         except KeyboardInterrupt:
             return self._interrupted(save=not self.interruption.wanted())
         except ClaimLost:
@@ -80,15 +87,16 @@ class Session:
         except torch.OutOfMemoryError as error:
             fix = "raise accumulation (same result, less memory), or lower batch, lengths or evaluation.batch_tokens"
             failure = TrainingError(f"The memory of {self.device} is used up after step {self.step}", fix=fix)
-            self._end("failed", str(failure))
+            self._failed(failure)
             raise failure from error
         except Exception as error:
-            if isinstance(error, TrainingError):
-                self._save()
-            self._end("failed", str(error) or type(error).__name__)
+            self._failed(error)
             raise
         if self.interruption.wanted() if self.processes.main else self.agreed:
-            return self._interrupted(save=True)
+            try:
+                return self._interrupted(save=True)
+            except KeyboardInterrupt:
+                return self._interrupted(save=False)
         self._end("finished")
         return self._result("finished")
 
@@ -109,6 +117,12 @@ class Session:
             self.step, self.loss = number, outcome.loss
             now = time.perf_counter()
             window_tokens, window_seconds = window_tokens + outcome.tokens, window_seconds + now - before
+            saves = number == config.steps or bool(every and number % every == 0)
+            # Before a step that saves is told, the checkpoint before it is on the disk: a kill takes one interval at most.
+            if saves:
+                self.background.wait()
+            else:
+                self.background.poll()
             if outcome.support is not None:
                 self.support = outcome.support
             info = StepInfo(
@@ -128,7 +142,7 @@ class Session:
                 self._write_step(info)
                 window_tokens, window_seconds = 0, 0.0
             self.progress.on_step(info)
-            if number == config.steps or (every and number % every == 0):
+            if saves:
                 self._save()
             if self._evaluation_due() and not self._stopping():
                 self._evaluate()
@@ -187,7 +201,7 @@ class Session:
             return
         checkpoint = checkpoints.load(good)
         self.engine.restore(checkpoint)
-        self.step, self.saved = checkpoint.step, good
+        self.step, self.background.saved = checkpoint.step, good
         self.elapsed_before = float(checkpoint.state["elapsed"])
 
     def _last_good(self) -> Path | None:
@@ -257,30 +271,53 @@ class Session:
         self.progress.on_event(message)
 
     def _save(self) -> None:
+        """Hand this step's checkpoint to the background writer."""
         if not self.processes.main:
             return
         self.check_claim()
-        self.saved = checkpoints.save(
-            self.folder.path,
-            self.step,
-            **self.engine.tensors(),
-            state={"elapsed": self._elapsed(), "scaler": self.engine.scaler_state()},
-            facts=self.facts,
-            keep=self.config.keep,
-        )
+        # First, so that there is one copy of the numbers at a time.
+        self.background.wait()
+        step, take = self.step, snapshot(self.engine.tensors())
+        state = {"elapsed": self._elapsed(), "scaler": self.engine.scaler_state()}
+
+        def write() -> Path:
+            return checkpoints.save(
+                self.folder.path, step, **take(), state=state, facts=self.facts, keep=self.config.keep
+            )
+
+        self.background.start(write)
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.began
 
     def _interrupted(self, *, save: bool) -> RunResult:
         self.check_claim()
-        here = f"step-{self.step:08d}"
-        if save and not self.engine.updating and (self.saved is None or self.saved.name != here):
-            self._save()
-        kept = f"checkpoint {self.saved.name}" if self.saved else "no checkpoint"
+        try:
+            # What is told of checkpoints is told when they are there.
+            self.background.wait()
+            saved = self.background.saved
+            if save and not self.engine.updating and (saved is None or saved.name != f"step-{self.step:08d}"):
+                self._save()
+                self.background.wait()
+        except EpanError as error:
+            self._end("failed", str(error))
+            raise
+        kept = f"checkpoint {self.background.saved.name}" if self.background.saved else "no checkpoint"
         self._event("interrupted", f"interrupted at step {self.step}, {kept}")
         self._end("interrupted")
         return self._result("interrupted")
+
+    def _failed(self, error: Exception) -> None:
+        """Save what is good, and write that and why the run failed; never raises what is less than ``error``."""
+        message = str(error) or type(error).__name__
+        try:
+            self.background.wait()
+            if isinstance(error, TrainingError) and not self.engine.updating:
+                self._save()
+                self.background.wait()
+        except EpanError as second:
+            message += f" {second}"
+        self._end("failed", message)
 
     def _end(self, status: str, message: str = "") -> None:
         try:
@@ -302,7 +339,7 @@ class Session:
             loss=self.loss,
             elapsed=self._elapsed(),
             out=self.folder.path,
-            checkpoint=self.saved,
+            checkpoint=self.background.saved,
             evaluations=self.evaluations,
         )
         self.progress.on_end(result)
