@@ -75,6 +75,17 @@ def test_evaluation_can_leave_the_record_alone(trained: Any, epan: Any) -> None:
     assert (folder / "record.jsonl").read_bytes() == before
 
 
+def test_the_best_checkpoint_is_tested_by_that_name(trained: Any, epan: Any) -> None:
+    folder, _ = trained
+    best = epan("eval", str(folder), "--step", "best", "--lengths", "5", "--sequences", "2", "--no-record")
+    assert best.returncode == 0, best.stderr
+    assert "Step 10 did best in the run's own tests" in best.stdout
+    assert epan("eval", str(folder), "--step", "10", "--sequences", "2", "--no-record").returncode == 0
+    wrong = epan("eval", str(folder), "--step", "worst")
+    assert wrong.returncode == 2
+    assert "best" in wrong.stderr
+
+
 def test_what_is_whole_is_told_from_what_is_not(trained: Any, epan: Any, tmp_path: Path) -> None:
     folder, _ = trained
     whole = epan("verify", str(folder))

@@ -2,8 +2,8 @@
 
 python tests/training/soak.py --kills 200
 
-Every run saves a checkpoint each step, in a process that is forked after the imports and killed with SIGKILL. After each
-kill every checkpoint has to be whole and the last step that was told must not be further than one from the newest; at the
+Every run saves a checkpoint each step, beside training, in a process that is forked after the imports and killed with
+SIGKILL. After each kill every checkpoint has to be whole and the last step that was told must not be further than one from the newest; at the
 end of a run nothing half written may be left, and the weights have to be those of a run that nobody killed.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import select
 import signal
 import tempfile
 import time
@@ -22,8 +23,10 @@ from pathlib import Path
 import torch
 from small import fingerprint, tiny
 
-from epan.training import EvaluationConfig, Progress, RunConfig, StepInfo, train
+from epan.training import EvaluationConfig, Progress, RunConfig, StartInfo, StepInfo, train
 from epan.training import checkpoint as checkpoints
+from epan.training.engine import Engine, own_settings
+from epan.training.loading import build_model, build_task
 
 STEPS = 40
 # The longest life of a process, in seconds.
@@ -32,9 +35,10 @@ LIFE = 1.0
 
 @dataclass
 class Soak:
-    """What happened: kills, runs that were finished between them, and by how many steps a kill set one back."""
+    """What happened: kills, those in the middle of a write, finished runs, and by how many steps a kill set one back."""
 
     kills: int = 0
+    in_writes: int = 0
     finished: int = 0
     most_lost: int = 0
 
@@ -47,13 +51,24 @@ def config(seed: int) -> RunConfig:
 
 
 class Told(Progress):
-    """Writes the number of every step that is done into a pipe."""
+    """Writes into a pipe that the run has started, as step 0, and the number of every step that is done."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
 
+    def on_start(self, info: StartInfo) -> None:
+        os.write(self.pipe, b"0\n")
+
     def on_step(self, info: StepInfo) -> None:
         os.write(self.pipe, f"{info.step}\n".encode())
+
+
+def import_all() -> None:
+    """What is imported late is there before the first fork: a life of a second would be spent on it."""
+    chosen = config(0)
+    with own_settings(chosen, torch.device("cpu")):
+        task = build_task(chosen)
+        Engine(chosen, task, build_model(chosen, task), torch.device("cpu")).take_step(0, measure=True)
 
 
 def fork(work: Callable[[int], object]) -> tuple[int, int]:
@@ -72,9 +87,14 @@ def fork(work: Callable[[int], object]) -> tuple[int, int]:
     return child, reader
 
 
-def life(run: Path, seed: int, seconds: float | None) -> tuple[bool, int]:
-    """Starts or resumes the run and kills it after ``seconds`` (None: never): whether it was killed, the last step told."""
+def life(run: Path, seed: int, seconds: float | None, training: bool = False) -> tuple[bool, int]:
+    """Starts or resumes the run and kills it after ``seconds`` (None: never): whether it was killed, the last step told.
+
+    With ``training`` they count from when it trains.
+    """
     child, reader = fork(lambda pipe: train(config(seed), run, resume="auto", progress=Told(pipe)))
+    if training:
+        select.select([reader], [], [])
     end = None if seconds is None else time.monotonic() + seconds
     status: tuple[int, int] = (0, 0)
     while status[0] == 0:
@@ -94,12 +114,15 @@ def life(run: Path, seed: int, seconds: float | None) -> tuple[bool, int]:
 def soak(kills: int, folder: Path, seed: int = 0, tell: Callable[[Soak], None] = lambda _: None) -> Soak:
     """Kills runs in ``folder`` until so many kills are done, and finishes the last."""
     torch.set_num_threads(1)
+    import_all()
     chance, result, number = random.Random(seed), Soak(), 0
     while result.kills < kills:
         run, undisturbed = folder / f"run-{number}", folder / f"undisturbed-{number}"
         before = 0
         while True:
-            killed, told = life(run, number, chance.uniform(0, LIFE) if result.kills < kills else None)
+            # Some are killed while they start or resume, most while they train and write.
+            seconds = chance.uniform(0, LIFE) if result.kills < kills else None
+            killed, told = life(run, number, seconds, training=chance.random() < 0.8)
             saved = checkpoints.list_checkpoints(run)
             for path in saved:
                 checkpoints.verify(path)
@@ -111,6 +134,7 @@ def soak(kills: int, folder: Path, seed: int = 0, tell: Callable[[Soak], None] =
             if not killed:
                 break
             result.kills += 1
+            result.in_writes += bool(checkpoints.litter(run))
             tell(result)
         assert not checkpoints.litter(run), f"litter: {checkpoints.litter(run)}"
         life(undisturbed, number, None)
@@ -132,5 +156,7 @@ if __name__ == "__main__":
             options.kills, Path(place), options.seed,
             lambda now: print(f"\r{now.kills} kills, {now.finished} runs", end="", flush=True),
         )  # fmt: skip
-    print(f"\r{done.kills} kills, {done.finished} runs finished with the weights of undisturbed ones; at most "
-          f"{done.most_lost} step lost; no litter; {time.monotonic() - started:.0f} s")  # fmt: skip
+    print(
+        f"\r{done.kills} kills ({done.in_writes} while a checkpoint was written), {done.finished} runs finished with the "
+        f"weights of undisturbed ones; at most {done.most_lost} step lost; no litter; {time.monotonic() - started:.0f} s"
+    )

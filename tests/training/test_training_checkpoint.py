@@ -184,6 +184,27 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleaned(tmp_path: Pa
     assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def test_killed_while_an_old_checkpoint_is_removed_nothing_half_carries_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def killed(path: Path, **options: Any) -> None:
+        for item in path.glob("*.json"):
+            item.unlink()
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert len(checkpoint.litter(tmp_path)) == 1
+    checkpoint.clean(tmp_path)
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_killed_between_the_renames_of_a_replacement_the_old_one_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,12 @@ class EvalOptions:
         Parameter(help="Token by token, or the one pass that gives the same exact match."),
     ] = None
     seed: Annotated[int | None, Parameter(help="Seed of the test sequences.")] = None
-    step: Annotated[int | None, Parameter(help="Which checkpoint (default: the newest good one).")] = None
+    step: Annotated[
+        int | Literal["best"] | None,
+        Parameter(
+            help="Which checkpoint: its step, or the best in the run's own tests (default: the newest good one)."
+        ),
+    ] = None
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute.")] = "auto"
     dry: Annotated[bool, Parameter(name="--no-record", negative="", help="Leave the record of the run as it is.")] = (
         False
@@ -74,6 +79,10 @@ def evaluate(
         if is_terminal():
             print("\r\033[K", end="", flush=True)
     evaluation_table(found)
+    if options.step == "best":
+        print(
+            f"Step {found[0]['step']} did best in the run's own tests; --seed tests it on sequences that did not choose it."
+        )
     if not options.dry:
         print(f"Added to the record of {run}")
     return 0

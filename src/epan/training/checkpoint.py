@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,13 @@ __all__ = [
     "load_into",
     "save",
     "set_aside_newer",
+    "step_of",
     "verify",
 ]
 
 FOLDER = "checkpoints"
 MANIFEST, STATE, MODEL, OPTIMIZER = "manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"
+NAME = re.compile(r"step-[0-9]{8,18}")
 FORMAT, VERSION = "epan-checkpoint", 1
 
 
@@ -108,8 +112,9 @@ def save(
     state: Mapping[str, Any],
     facts: Mapping[str, Any],
     keep: int,
+    spare: Collection[int] = (),
 ) -> Path:
-    """Write the checkpoint of ``step`` into the run folder and drop all but the ``keep`` newest ones.
+    """Write the checkpoint of ``step`` into the run folder; drop all but the ``keep`` newest ones and the spared steps.
 
     Parameters
     ----------
@@ -119,6 +124,7 @@ def save(
     state: JSON values that training needs to go on.
     facts: JSON values of the manifest: ``config``, ``model``, ``config_hash``.
     keep: how many checkpoints stay, this one included.
+    spare: steps whose checkpoints stay beside them.
 
     Raises
     ------
@@ -157,7 +163,8 @@ def save(
             fix=f"make room for {size / 2**20:.1f} MiB there, or give a folder that you may write to, then resume",
         ) from error
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if step_of(old) not in spare:
+            _drop(old)
     return final
 
 
@@ -169,6 +176,14 @@ def _publish(temporary: Path, final: Path) -> None:
         os.rename(final, old)
     os.rename(temporary, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _drop(path: Path) -> None:
+    """Remove a checkpoint: by one rename first, so that what carries the name ``step-…`` is whole to the last."""
+    gone = path.with_name(f".gone-{path.name}")
+    with suppress(OSError):
+        os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def clean(run: Path) -> None:
@@ -185,14 +200,16 @@ def clean(run: Path) -> None:
 
 
 def litter(run: Path) -> list[Path]:
-    """What a killed session left half written."""
-    return sorted(path for pattern in (".tmp-step-*", ".old-step-*") for path in (run / FOLDER).glob(pattern))
+    """What a killed session left half written or half removed."""
+    return sorted(
+        path for pattern in (".tmp-step-*", ".old-step-*", ".gone-step-*") for path in (run / FOLDER).glob(pattern)
+    )
 
 
 def set_aside_newer(run: Path, good: Path) -> None:
     """Rename the checkpoints after ``good`` to ``damaged-step-…``: retention must not take them for the newest ones."""
     for path in list_checkpoints(run):
-        if path.name > good.name:
+        if step_of(path) > step_of(good):
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(path, aside)
@@ -200,7 +217,13 @@ def set_aside_newer(run: Path, good: Path) -> None:
 
 def list_checkpoints(run: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; they are whole, but not verified."""
-    return sorted(path for path in (Path(run) / FOLDER).glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+    found = [path for path in (Path(run) / FOLDER).glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that the name of a checkpoint folder tells."""
+    return int(path.name.rpartition("-")[2])
 
 
 def _damaged(what: str, path: Path) -> EpanError:

@@ -25,7 +25,7 @@ __all__ = [
 Options = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
 
 # What may differ between a run and its continuation: none of these changes a number that is finite.
-OPERATIONAL = ("name", "checkpoint_every", "keep", "on_nonfinite", "track")
+OPERATIONAL = ("name", "checkpoint_every", "keep", "keep_best", "best_by", "best_length", "on_nonfinite", "track")
 
 # Where a run may be followed besides its record.
 TRACKERS = ("tensorboard", "trackio")
@@ -214,6 +214,13 @@ class RunConfig:
         steps between checkpoints; none for one at the end.
     keep
         how many of the newest checkpoints stay.
+    keep_best
+        how many of the best checkpoints stay beside them; every tested step is saved then. They are chosen by
+        the tests of evaluation, on whose sequences their figures flatter: test them with another seed.
+    best_by
+        what makes a checkpoint the best: the highest exact_match (default) or token_accuracy, or the lowest loss.
+    best_length
+        the test length at which; none for the first one.
     on_nonfinite
         what a loss or gradient that is not finite does: stop the run, or skip the step.
     track
@@ -237,6 +244,9 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int | None = None
     keep: int = 2
+    keep_best: int = 0
+    best_by: Literal["exact_match", "token_accuracy", "loss"] = "exact_match"
+    best_length: int | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     track: tuple[str, ...] | None = None
 
@@ -246,6 +256,13 @@ class RunConfig:
         _at_least(0, "seed", self.seed)
         for key in ("steps", "batch", "accumulation", "threads", "log_every", "checkpoint_every", "keep"):
             _at_least(1, key, getattr(self, key))
+        _at_least(0, "keep_best", self.keep_best)
+        if self.keep_best and self.evaluation.every is None:
+            raise EpanError(
+                "The best checkpoints are found by tests during training, and there are none",
+                found=f"keep_best={self.keep_best}, evaluation.every=None",
+                fix="set evaluation.every to the steps between tests",
+            )
         if self.lengths is not None:
             low, high = self.lengths
             _require(1 <= low <= high, "lengths", self.lengths, "two integers, 1 <= low <= high")

@@ -20,9 +20,10 @@ from epan.training import checkpoint as checkpoints
 from epan.training.config import CHOICES, RunConfig
 from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.progress import Progress
-from epan.training.records import FILE_NAME, RecordWriter
+from epan.training.records import FILE_NAME, RecordWriter, read
+from epan.training.retention import ranking
 
-__all__ = ["autocast", "build_model", "build_task", "evaluate_run", "find_device", "load", "model_facts"]
+__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "load", "model_facts"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,12 +73,28 @@ def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
     return {"name": name, **dataclasses.asdict(model.config)}
 
 
-def find_checkpoint(run: str | Path, step: int | None = None) -> Path:
-    """The checkpoint folder that ``run`` means: itself, that of ``step``, or the newest good one (warns of bad ones).
+def best_length(config: RunConfig, task: Task) -> int:
+    """The test length at which the best checkpoint of a run is found.
 
     Raises
     ------
-    EpanError: nothing there, no checkpoint, no checkpoint of that step.
+    EpanError: the run is not tested at ``best_length``.
+    """
+    tested = lengths_to_test(task, config.evaluation.lengths)
+    if config.best_length is not None and config.best_length not in tested:
+        raise EpanError("The run is not tested at best_length", found=config.best_length, allowed=tested)
+    return config.best_length or tested[0]
+
+
+def find_checkpoint(run: str | Path, step: int | Literal["best"] | None = None) -> Path:
+    """The checkpoint folder that ``run`` means: itself, that of ``step``, or the newest good one (warns of bad ones).
+
+    ``step="best"`` is the good one that did best in the run's own tests, by ``best_by`` and ``best_length`` of its
+    config.
+
+    Raises
+    ------
+    EpanError: nothing there, no checkpoint, no checkpoint of that step, none that was tested.
     """
     path = Path(run)
     if not path.exists():
@@ -86,22 +103,45 @@ def find_checkpoint(run: str | Path, step: int | None = None) -> Path:
         return path
     if step is None:
         return checkpoints.latest(path, warn=lambda message: warnings.warn(message, stacklevel=4))
-    there = checkpoints.list_checkpoints(path)
-    for folder in there:
-        if int(folder.name[5:]) == step:
+    if step == "best":
+        return _find_best(path)
+    there = {checkpoints.step_of(folder): folder for folder in checkpoints.list_checkpoints(path)}
+    if step not in there:
+        raise EpanError("The run has no checkpoint of that step", found=step, allowed=list(there) or "none")
+    return there[step]
+
+
+def _find_best(run: Path) -> Path:
+    # What is best is up to the last session.
+    newest = checkpoints.latest(run, warn=lambda message: warnings.warn(message, stacklevel=5))
+    config = RunConfig.from_dict(checkpoints.verify(newest)["config"])
+    there = {checkpoints.step_of(folder): folder for folder in checkpoints.list_checkpoints(run)}
+    for place in ranking(read(run), config, best_length(config, build_task(config))):
+        folder = there.get(place.step)
+        if folder is None:
+            continue
+        try:
+            checkpoints.verify(folder)
+        except EpanError as error:
+            warnings.warn(f"{folder.name} is passed over. {error}", stacklevel=4)
+        else:
             return folder
     raise EpanError(
-        "The run has no checkpoint of that step", found=step, allowed=[int(f.name[5:]) for f in there] or "none"
+        "The run has no good checkpoint that it tested",
+        found=str(run),
+        fix="train with keep_best=1 and evaluation.every, or take another step",
     )
 
 
-def load(run: str | Path, *, step: int | None = None, device: str | torch.device = "cpu") -> LanguageModel:
+def load(
+    run: str | Path, *, step: int | Literal["best"] | None = None, device: str | torch.device = "cpu"
+) -> LanguageModel:
     """The trained model of a run, in eval mode, with its config as ``model.config``.
 
     Parameters
     ----------
     run: a run folder (its newest good checkpoint is taken) or a checkpoint folder.
-    step: of which checkpoint of the run folder.
+    step: of which checkpoint of the run folder; "best" is the one that did best in the run's own tests.
     device: where the model goes.
 
     Raises
@@ -127,7 +167,7 @@ def evaluate_run(
     seed: int | None = None,
     batch_tokens: int | None = None,
     split: str = "test",
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     device: str = "auto",
     append: bool = True,
     progress: Progress | None = None,

@@ -23,10 +23,11 @@ from epan.training.errors import TrainingError
 from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.folder import RunFolder
 from epan.training.interruption import Interruption
-from epan.training.loading import autocast, model_facts
+from epan.training.loading import autocast, best_length, model_facts
 from epan.training.parsing import differences
 from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
+from epan.training.retention import own_tests, ranking
 from epan.training.tracking import TrackedWriter
 from epan.training.writer import BackgroundWriter, snapshot
 
@@ -68,6 +69,8 @@ class Session:
         self.engine = Engine(config, task, model, device, self.processes)
         if folder.state == "started":
             self._restore()
+        # What was tested beyond the checkpoint is tested again, and its lines are overtaken.
+        self.tests = own_tests(folder.entries, config.evaluation, until=self.step)
 
     def go(self, command: str | None) -> RunResult:
         """Run to the end and write what the end was, whatever happens."""
@@ -118,6 +121,7 @@ class Session:
             now = time.perf_counter()
             window_tokens, window_seconds = window_tokens + outcome.tokens, window_seconds + now - before
             saves = number == config.steps or bool(every and number % every == 0)
+            saves = saves or bool(config.keep_best and self._evaluation_due())
             # Before a step that saves is told, the checkpoint before it is on the disk: a kill takes one interval at most.
             if saves:
                 self.background.wait()
@@ -166,10 +170,7 @@ class Session:
             return
         chosen = self.config.evaluation
         # A session that resumes at this step leaves out what was tested before it stopped.
-        done = [old for old in self.folder.entries if old["kind"] == "eval" and old["step"] == self.step]
-        wanted = {"sequences": chosen.sequences, "seed": chosen.seed, "split": "test"}
-        done = [old for old in done if wanted.items() <= old.items()]
-        done = [old for old in done if chosen.decoding in ("auto", old["decoding"])]
+        done = [old for old in self.tests if old["step"] == self.step]
         self.evaluations = list(done)
         for length in lengths_to_test(self.task, chosen.lengths):
             if any(old["length"] == length for old in done):
@@ -189,7 +190,9 @@ class Session:
                     progress=self.progress,
                     should_stop=self.interruption.wanted,
                 )
-            self.evaluations += [self.writer.write(**entry) for entry in found]
+            written = [self.writer.write(**entry) for entry in found]
+            self.evaluations += written
+            self.tests += written
             if self.interruption.wanted():
                 return
 
@@ -279,13 +282,20 @@ class Session:
         self.background.wait()
         step, take = self.step, snapshot(self.engine.tensors())
         state = {"elapsed": self._elapsed(), "scaler": self.engine.scaler_state()}
+        path, keep, spare = self.folder.path, self.config.keep, self._best()
 
         def write() -> Path:
-            return checkpoints.save(
-                self.folder.path, step, **take(), state=state, facts=self.facts, keep=self.config.keep
-            )
+            return checkpoints.save(path, step, **take(), state=state, facts=self.facts, keep=keep, spare=spare)
 
         self.background.start(write)
+
+    def _best(self) -> list[int]:
+        """The steps of the best checkpoints that are there, as many as are to stay."""
+        if not self.config.keep_best:
+            return []
+        there = {checkpoints.step_of(path) for path in checkpoints.list_checkpoints(self.folder.path)}
+        ranked = ranking(self.tests, self.config, best_length(self.config, self.task))
+        return [place.step for place in ranked if place.step in there][: self.config.keep_best]
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.began

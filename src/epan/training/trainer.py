@@ -13,10 +13,9 @@ from epan.training import checkpoint as checkpoints
 from epan.training import claims, records
 from epan.training.config import RunConfig
 from epan.training.engine import own_settings
-from epan.training.evaluation import lengths_to_test
 from epan.training.folder import Resume, RunFolder, open_folder
 from epan.training.interruption import Interruption
-from epan.training.loading import build_model, build_task, find_device
+from epan.training.loading import best_length, build_model, build_task, find_device
 from epan.training.processes import join, local_device, world_size
 from epan.training.progress import Progress, RunResult
 from epan.training.session import Session
@@ -45,7 +44,7 @@ def _task(config: RunConfig) -> Task:
     """The task of a run that can train and be tested at the lengths of its config."""
     task = build_task(config)
     task.check_lengths(config.lengths or task.train_lengths)
-    lengths_to_test(task, config.evaluation.lengths)
+    best_length(config, task)
     return task
 
 

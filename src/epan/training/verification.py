@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,8 @@ from epan.errors import EpanError
 from epan.training import checkpoint as checkpoints
 from epan.training import records
 from epan.training.config import RunConfig
+from epan.training.loading import best_length, build_task
+from epan.training.retention import ranking
 
 __all__ = ["Finding", "verify"]
 
@@ -52,24 +54,30 @@ def verify(path: str | Path) -> Iterator[Finding]:
 
 def _run(run: Path) -> Iterator[Finding]:
     record = run / records.FILE_NAME
+    entries: list[records.Entry] = []
     if record.exists():
-        yield _record(record)
+        yield _record(record, entries)
     else:
         yield Finding(record, "damaged", "the record is missing: the run cannot be resumed or reported")
     found = checkpoints.list_checkpoints(run)
     for folder in found:
-        yield _checkpoint(folder)
+        yield _checkpoint(folder, entries)
     if not found:
         yield Finding(run / checkpoints.FOLDER, "note", "no checkpoint was saved yet")
     for folder in sorted((run / checkpoints.FOLDER).glob("damaged-step-*")):
         yield Finding(folder, "note", "was set aside as damaged when the run was resumed; it may be removed")
     for folder in checkpoints.litter(run):
-        yield Finding(folder, "note", "was left half written by a session that was killed; the next one removes it")
+        yield Finding(
+            folder,
+            "note",
+            "was left half written or half removed by a session that was killed; the next one removes it",
+        )
 
 
-def _record(record: Path) -> Finding:
+def _record(record: Path, entries: list[records.Entry]) -> Finding:
+    """Reads the record into ``entries``."""
     try:
-        entries = records.read(record.parent)
+        entries += records.read(record.parent)
         status = records.summary(entries)
         records.header(entries, record.parent)
     except EpanError as error:
@@ -79,7 +87,7 @@ def _record(record: Path) -> Finding:
     return Finding(record, "good", text + (f"; {torn[0]['message']}" if torn else ""))
 
 
-def _checkpoint(folder: Path) -> Finding:
+def _checkpoint(folder: Path, entries: Sequence[records.Entry] = ()) -> Finding:
     try:
         manifest = checkpoints.verify(folder)
     except EpanError as error:
@@ -97,4 +105,13 @@ def _checkpoint(folder: Path) -> Finding:
         return Finding(folder, "good", f"{text}; its config is that of another version of epan")
     if config.hash() != manifest["config_hash"]:
         return Finding(folder, "damaged", "the hash of the config is not that of the config")
-    return Finding(folder, "good", text)
+    return Finding(folder, "good", text + _rank(config, manifest["step"], entries))
+
+
+def _rank(config: RunConfig, step: int, entries: Sequence[records.Entry]) -> str:
+    """What makes a checkpoint one of the best that the run keeps; nothing of the others."""
+    if not config.keep_best:
+        return ""
+    places = ranking(entries, config, best_length(config, build_task(config)))[: config.keep_best]
+    found = [(number, place) for number, place in enumerate(places, start=1) if place.step == step]
+    return "".join(f"; number {number} of the best, {place}" for number, place in found)
