@@ -118,6 +118,11 @@ def test_a_folder_without_permission_is_a_clear_error(
     assert "Permission denied" in capsys.readouterr().err
 
 
+def test_a_message_gives_no_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "no\x1b[2Jwhere"]) == 2
+    assert r"no\x1b[2Jwhere" in capsys.readouterr().err
+
+
 def test_a_missing_and_a_truncated_checkpoint(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = trained
     copy = tmp_path / "run"

@@ -132,6 +132,8 @@ def _explain(error: Exception) -> int:
 
 def _tell(message: str, code: int) -> int:
     sys.stdout.flush()
+    # What a message quotes may come from a file that somebody else wrote: no terminal is to take it for a command.
+    message = "".join(mark if mark.isprintable() or mark == "\n" else ascii(mark)[1:-1] for mark in message)
     # Of several processes that torchrun started all make the same mistake, and one says so.
     if is_main() or code == EXIT_FAILED:
         print(f"epan: {message}", file=sys.stderr)

@@ -12,8 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from typing import Any
 import torch
 
 from epan.errors import EpanError, lab_imports
+from epan.training.untrusted import (
+    UntrustedError,
+    check_manifest,
+    check_size,
+    check_state,
+    check_tensors,
+    read_json,
+    shown,
+)
 
 __all__ = [
     "Checkpoint",
@@ -230,51 +239,60 @@ def _damaged(what: str, path: Path) -> EpanError:
     return EpanError(f"The checkpoint is damaged: {what}", found=str(path), fix="use another checkpoint of the run")
 
 
+@contextmanager
+def _explained(path: Path, name: str) -> Iterator[None]:
+    """What is wrong with the file ``name`` of the checkpoint ``path`` becomes an EpanError."""
+    try:
+        yield
+    except UntrustedError as error:
+        raise _damaged(str(error), path) from None
+    except FileNotFoundError:
+        raise _damaged(f"{name} is missing", path) from None
+    except OSError as error:
+        raise EpanError(f"The checkpoint cannot be read: {error.strerror}", found=str(path / name)) from error
+
+
 def verify(path: str | Path) -> dict[str, Any]:
     """Check every byte of a checkpoint folder against its manifest; returns the manifest.
 
     Raises
     ------
-    EpanError: no checkpoint there, a file missing, of another size or with another hash, an unknown format; says
-        which file.
+    EpanError: no checkpoint there, a file missing, of another size or with another hash, an unknown format, values
+        that no checkpoint has, whatever the hashes; says which file.
     """
     path = Path(path)
     if not path.is_dir():
         raise EpanError(
             "No checkpoint there", found=str(path), fix="give a folder such as RUN/checkpoints/step-00001000"
         )
-    try:
-        raw = (path / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        raise _damaged(f"{MANIFEST} is missing", path) from None
-    except OSError as error:
-        raise EpanError(f"The checkpoint cannot be read: {error.strerror}", found=str(path / MANIFEST)) from error
-    try:
-        manifest = json.loads(raw)
-    except ValueError:
-        raise _damaged(f"{MANIFEST} is no JSON", path) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    with lab_imports("Reading a checkpoint"):
+        import safetensors.torch  # noqa: F401
+
+    with _explained(path, MANIFEST):
+        raw, manifest = read_json(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
         raise _damaged(f"{MANIFEST} is not that of an epan checkpoint", path)
     # The text itself must be what was written: a changed blank is a changed byte.
     if raw != _dump(manifest) or manifest.get("sha256") != _seal(manifest):
         raise _damaged(f"{MANIFEST} was changed after it was written", path)
     if manifest.get("version") != VERSION:
-        found = f"version {manifest.get('version')} in {path}"
+        found = f"version {shown(manifest.get('version'))} in {path}"
         raise EpanError("Unknown version of the checkpoint format", found=found, allowed=[VERSION], fix="update epan")
-    if set(manifest["files"]) != {MODEL, OPTIMIZER, STATE}:
-        raise _damaged(f"{MANIFEST} lists {sorted(manifest['files'])}", path)
+    with _explained(path, MANIFEST):
+        check_manifest(MANIFEST, manifest, frozenset((MODEL, OPTIMIZER, STATE)))
+    if NAME.fullmatch(path.name) and step_of(path) != manifest["step"]:
+        raise _damaged(f"{MANIFEST} is that of step {manifest['step']}", path)
     for name, expected in manifest["files"].items():
-        file = path / name
-        try:
-            size = file.stat().st_size
+        with _explained(path, name):
+            size = check_size(path / name)
             if size != expected["bytes"]:
                 raise _damaged(f"{name} has {size} bytes, {expected['bytes']} were written", path)
-            if _hash(file) != expected["sha256"]:
+            if _hash(path / name) != expected["sha256"]:
                 raise _damaged(f"{name} has other content than was written (SHA-256 differs)", path)
-        except FileNotFoundError:
-            raise _damaged(f"{name} is missing", path) from None
-        except OSError as error:
-            raise EpanError(f"The checkpoint cannot be read: {error.strerror}", found=str(file)) from error
+            if name == STATE:
+                check_state(name, read_json(path / name)[1], manifest["step"])
+            else:
+                check_tensors(path / name)
     return manifest
 
 
@@ -295,7 +313,7 @@ def load(path: str | Path) -> Checkpoint:
         state = json.loads((path / STATE).read_bytes())
         return Checkpoint(path, manifest, state, load_file(path / MODEL), load_file(path / OPTIMIZER))
     except (OSError, ValueError, SafetensorError) as error:
-        raise _damaged(str(error), path) from error
+        raise _damaged(shown(str(error)), path) from error
 
 
 def latest(run: str | Path, warn: Callable[[str], None] | None = None) -> Path:
@@ -338,7 +356,7 @@ def load_into(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:
         sides = [
-            f"{len(names)} {kind} (first: {names[0]})"
+            f"{len(names)} {kind} (first: {names[0] if names[0].isprintable() else shown(names[0])})"
             for kind, names in (("missing", missing), ("unknown", unknown))
             if names
         ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from epan.errors import lab_imports
+from epan.errors import EpanError, lab_imports
 from epan.metrics import next_token_loss
 from epan.models import LanguageModel
 from epan.tasks import Batch, Task
@@ -122,7 +122,13 @@ class Engine:
         checkpoints.load_into(self.model, checkpoint.model, checkpoint.path)
         restore_optimizer(self.model, self._adamw, checkpoint.optimizer)
         if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+            try:
+                self._accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+            except (KeyError, RuntimeError, TypeError) as error:
+                fix = "resume with the precision that it was trained with"
+                raise EpanError(
+                    "The checkpoint has no loss scale of fp16", found=str(checkpoint.path), fix=fix
+                ) from error
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """What a checkpoint keeps, as ``model`` and ``optimizer``."""

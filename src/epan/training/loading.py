@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.progress import Progress
 from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
+from epan.training.untrusted import no_larger_than, shown
 
 __all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "load", "model_facts"]
 
@@ -151,9 +152,28 @@ def load(
     return _restore(checkpoints.load(find_checkpoint(run, step)), device)
 
 
+@contextmanager
+def _believed(checkpoint: checkpoints.Checkpoint, what: Literal["model", "task"]) -> Iterator[None]:
+    """Whatever goes wrong while the model or task of a checkpoint is built becomes an EpanError."""
+    try:
+        yield
+    except EpanError:
+        raise
+    except Exception as error:
+        raise EpanError(
+            f"The {what} of the checkpoint cannot be built: {shown(str(error))}",
+            found=str(checkpoint.path),
+            fix="use another checkpoint of the run",
+        ) from error
+
+
 def _restore(checkpoint: checkpoints.Checkpoint, device: str | torch.device) -> LanguageModel:
     options = dict(checkpoint.manifest["model"])
-    model = epan.models.build(options.pop("name"), options)
+    name = options.pop("name", None)
+    with _believed(checkpoint, "model"):
+        with no_larger_than(checkpoint.model, checkpoint.path):
+            epan.models.build(name, options)
+        model = epan.models.build(name, options)
     checkpoints.load_into(model, checkpoint.model, checkpoint.path)
     return model.to(device).eval()
 
@@ -181,9 +201,11 @@ def evaluate_run(
     EpanError: as ``load`` and ``evaluate``, or the record cannot be written (told before the work starts).
     """
     checkpoint = checkpoints.load(find_checkpoint(run, step))
-    config = RunConfig.from_dict(checkpoint.manifest["config"])
-    task, place = build_task(config), find_device(device)
-    tested = lengths_to_test(task, lengths or config.evaluation.lengths)
+    with _believed(checkpoint, "task"):
+        config = RunConfig.from_dict(checkpoint.manifest["config"])
+        task = build_task(config)
+        tested = lengths_to_test(task, lengths or config.evaluation.lengths)
+    place = find_device(device)
     model = _restore(checkpoint, place)
     chosen = config.evaluation
     with ExitStack() as stack:

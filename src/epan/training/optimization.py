@@ -14,6 +14,10 @@ from epan.training.config import OptimizerConfig
 __all__ = ["build_optimizer", "learning_rate", "optimizer_tensors", "restore_optimizer"]
 
 
+# What AdamW keeps of a parameter.
+STATES = {"step", "exp_avg", "exp_avg_sq"}
+
+
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The learning rate of optimizer step ``step`` (from 0) out of ``steps``.
 
@@ -58,14 +62,20 @@ def restore_optimizer(
 
     Raises
     ------
-    EpanError: a parameter that the model does not have, or moments of another shape.
+    EpanError: a parameter that the model does not have, moments that AdamW does not have or of another shape, or not
+        all of those of a parameter.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         owner, _, key = name.rpartition("/")
         parameter = parameters.get(owner)
-        if parameter is None or tensor.shape not in ((), parameter.shape):
+        if parameter is None or tensor.shape != (() if key == "step" else parameter.shape):
             found = f"{name!r} of shape {tuple(tensor.shape)}"
             fix = "resume with the config that it was trained with"
             raise EpanError("The optimizer state belongs to another model", found=found, fix=fix)
         optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
+    for owner, parameter in parameters.items():
+        states = optimizer.state.get(parameter, {})
+        if states and states.keys() != STATES:
+            found = f"{', '.join(map(ascii, sorted(states)))} of {owner!r}"
+            raise EpanError("The optimizer state is not that of AdamW", found=found, allowed=sorted(STATES))

@@ -13,6 +13,7 @@ from epan.training import records
 from epan.training.config import RunConfig
 from epan.training.loading import best_length, build_task
 from epan.training.retention import ranking
+from epan.training.untrusted import shown
 
 __all__ = ["Finding", "verify"]
 
@@ -112,6 +113,10 @@ def _rank(config: RunConfig, step: int, entries: Sequence[records.Entry]) -> str
     """What makes a checkpoint one of the best that the run keeps; nothing of the others."""
     if not config.keep_best:
         return ""
-    places = ranking(entries, config, best_length(config, build_task(config)))[: config.keep_best]
+    try:
+        length = best_length(config, build_task(config))
+    except (EpanError, TypeError) as error:
+        return f"; which is the best cannot be said: {shown(str(error))}"
+    places = ranking(entries, config, length)[: config.keep_best]
     found = [(number, place) for number, place in enumerate(places, start=1) if place.step == step]
     return "".join(f"; number {number} of the best, {place}" for number, place in found)
