@@ -24,8 +24,18 @@ __all__ = [
 
 Options = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
 
-# What may differ between a run and its continuation: none of these changes a number that is finite.
-OPERATIONAL = ("name", "checkpoint_every", "keep", "keep_best", "best_by", "best_length", "on_nonfinite", "track")
+# What may differ between a run and its continuation: none of these changes a number that is finite and fits the memory.
+OPERATIONAL = (
+    "name",
+    "checkpoint_every",
+    "keep",
+    "keep_best",
+    "best_by",
+    "best_length",
+    "on_nonfinite",
+    "on_out_of_memory",
+    "track",
+)
 
 # Where a run may be followed besides its record.
 TRACKERS = ("tensorboard", "trackio")
@@ -223,6 +233,9 @@ class RunConfig:
         the test length at which; none for the first one.
     on_nonfinite
         what a loss or gradient that is not finite does: stop the run, or skip the step.
+    on_out_of_memory
+        what a step that needs too much memory does: stop the run, or halve the micro-batches (of one process)
+        and do the step again; that is more accumulation, the same result but for rounding and dropout.
     track
         trackers beside the record: tensorboard, trackio; none for none.
     """
@@ -248,6 +261,7 @@ class RunConfig:
     best_by: Literal["exact_match", "token_accuracy", "loss"] = "exact_match"
     best_length: int | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_out_of_memory: Literal["stop", "halve"] = "stop"
     track: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -65,7 +65,8 @@ def own_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
 class StepOutcome(NamedTuple):
     """What one step gave: ``norm`` before clipping, ``tokens`` with padding, ``skipped`` None or the reason.
 
-    All but ``support``, which is that of this process, are those of all processes.
+    All but ``support``, which is that of this process, are those of all processes. ``halved`` says that the memory was
+    used up and into how many parts the batch is split from this step on, else None.
     """
 
     loss: float
@@ -74,6 +75,7 @@ class StepOutcome(NamedTuple):
     tokens: int
     support: float | None
     skipped: str | None
+    halved: str | None = None
 
 
 class Engine:
@@ -83,6 +85,7 @@ class Engine:
     ----------
     model: the model itself, weights in float32.
     updating: True while weights are being changed, when no checkpoint may be taken.
+    accumulation: micro-batches of a step; more than in the config where the memory was too small.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Engine:
         self.processes = processes or Processes()
         self.lengths = config.lengths or task.train_lengths
         self.model = model.to(device).train()
-        self.updating = False
+        self.updating, self.accumulation = False, config.accumulation
         self._skips = 0
         self._adamw = build_optimizer(model, config.optimizer, device)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -121,6 +124,10 @@ class Engine:
         """Take over weights, moments and loss scale; EpanError if they belong to another model."""
         checkpoints.load_into(self.model, checkpoint.model, checkpoint.path)
         restore_optimizer(self.model, self._adamw, checkpoint.optimizer)
+        parts = checkpoint.state.get("accumulation", self.accumulation)
+        if isinstance(parts, int) and parts > self.accumulation and self._rows(1) % parts == 0:
+            # The same parts again: another order of adding up gives other bits.
+            self._split(parts)
         if self._accelerator.scaler is not None:
             try:
                 self._accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
@@ -150,13 +157,18 @@ class Engine:
         ------
         TrainingError: loss or gradient is not finite, and the config says stop or too many steps were skipped in a row.
             The weights are those before the step.
+        torch.OutOfMemoryError: the memory is used up, and the config says stop or the batch cannot be split further.
         """
         config = self.config
         rate = learning_rate(config.optimizer, step, config.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        parts = self.accumulation
         loss, norm, tokens, support = self._backward(step, measure)
-        skipped = None
+        skipped = halved = None
+        if self.accumulation > parts:
+            halved = f"the memory of {self.device} was used up in step {step + 1}; its batch is split into "
+            halved += f"{self.accumulation} parts of {self._rows(self.accumulation)} from here on, not {parts}"
         if math.isfinite(loss) and math.isfinite(norm):
             self.updating = True
             self._optimizer.step()
@@ -165,12 +177,12 @@ class Engine:
         else:
             skipped = self._skip(step, loss)
         self._optimizer.zero_grad()
-        return StepOutcome(loss, norm, rate, tokens, support, skipped)
+        return StepOutcome(loss, norm, rate, tokens, support, skipped, halved)
 
     def _backward(self, step: int, measure: bool) -> tuple[float, float, int, float | None]:
         """Gradient of the step's mean loss, clipped: loss, norm before clipping, tokens, support size."""
         clip = self.config.optimizer.clip
-        loss, tokens, support = self._gradient(step, measure)
+        loss, tokens, support = self._fitting_gradient(step, measure)
         norm = self._accelerator.clip_grad_norm_(self._parameters, math.inf if clip is None else clip)
         if self.processes.world > 1:
             # The norm is that of the gradient of all already.
@@ -178,6 +190,31 @@ class Engine:
             tokens = int(count)
         loss_value, norm_value = torch.stack([loss, norm]).tolist()
         return loss_value, norm_value, tokens, support
+
+    def _rows(self, parts: int) -> int:
+        """Sequences of a micro-batch of this process where its share of the batch is split into ``parts``."""
+        return self.config.batch // (self.processes.world * parts)
+
+    def _split(self, parts: int) -> None:
+        self.accumulation = parts
+        self._accelerator.gradient_accumulation_steps = parts
+        # Where the step stopped, accelerate counts from.
+        self._accelerator.step = 0
+
+    def _fitting_gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
+        """As ``_gradient``; as often as the memory is too small, the micro-batches are halved first, if they may be."""
+        while True:
+            try:
+                return self._gradient(step, measure)
+            except torch.OutOfMemoryError:
+                rows = self._rows(self.accumulation)
+                if self.config.on_out_of_memory == "stop" or rows == 1:
+                    raise
+            # Outside of the handler, whose traceback would keep the activations.
+            self.model.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._split(self.accumulation * next(factor for factor in range(2, rows + 1) if rows % factor == 0))
 
     def _gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
         """Gradient of the step's mean loss: loss, tokens, support size."""
@@ -198,7 +235,7 @@ class Engine:
                 loss = next_token_loss(logits, part.tokens, part.loss_mask)[0] / count
                 # accelerate divides by the number of micro-batches, and torch by that of processes; the sum over all
                 # tokens is divided already.
-                self._accelerator.backward(loss * (config.accumulation * world))
+                self._accelerator.backward(loss * (self.accumulation * world))
                 losses.append(loss.detach())
         return torch.stack(losses).sum(), sum(part.tokens[:, 1:].numel() for part in parts), support
 
@@ -210,7 +247,7 @@ class Engine:
             step,
             config.batch,
             self.lengths,
-            parts=config.accumulation,
+            parts=self.accumulation,
             rank=self.processes.rank,
             world=self.processes.world,
             device=self.device,

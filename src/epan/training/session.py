@@ -88,8 +88,7 @@ class Session:
             # The run is that of another process, and so is its record.
             raise
         except torch.OutOfMemoryError as error:
-            fix = "raise accumulation (same result, less memory), or lower batch, lengths or evaluation.batch_tokens"
-            failure = TrainingError(f"The memory of {self.device} is used up after step {self.step}", fix=fix)
+            failure = self._out_of_memory()
             self._failed(failure)
             raise failure from error
         except Exception as error:
@@ -140,6 +139,8 @@ class Session:
                 remaining=(now - start) / (number - first) * (config.steps - number),
                 support=self.support,
             )
+            if outcome.halved:
+                self._event("halved", outcome.halved)
             if outcome.skipped:
                 self._event("skipped", outcome.skipped)
             if logged:
@@ -281,7 +282,8 @@ class Session:
         # First, so that there is one copy of the numbers at a time.
         self.background.wait()
         step, take = self.step, snapshot(self.engine.tensors())
-        state = {"elapsed": self._elapsed(), "scaler": self.engine.scaler_state()}
+        engine = self.engine
+        state = {"elapsed": self._elapsed(), "scaler": engine.scaler_state(), "accumulation": engine.accumulation}
         path, keep, spare = self.folder.path, self.config.keep, self._best()
 
         def write() -> Path:
@@ -316,6 +318,18 @@ class Session:
         self._event("interrupted", f"interrupted at step {self.step}, {kept}")
         self._end("interrupted")
         return self._result("interrupted")
+
+    def _out_of_memory(self) -> TrainingError:
+        fix = (
+            "start a new run with more accumulation (same result, less memory), or with a lower batch or lower lengths"
+        )
+        if self.config.on_out_of_memory == "stop" and self.processes.world == 1:
+            fix = f"resume with on_out_of_memory=halve, which splits the batch further, or {fix}"
+        return TrainingError(
+            f"The memory of {self.device} is used up after step {self.step}",
+            found=f"{self.config.batch} sequences in {self.engine.accumulation} parts, in {self.processes.world} processes",
+            fix=f"{fix}; if a test used it up, lower evaluation.batch_tokens",
+        )
 
     def _failed(self, error: Exception) -> None:
         """Save what is good, and write that and why the run failed; never raises what is less than ``error``."""

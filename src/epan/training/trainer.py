@@ -58,6 +58,10 @@ def _device(config: RunConfig) -> torch.device:
 
 def _check_split(config: RunConfig) -> None:
     world = world_size()
+    if world > 1 and config.on_out_of_memory == "halve":
+        # The others are in the middle of adding up gradients with one whose memory is used up.
+        fix = "take on_out_of_memory=stop, and more accumulation"
+        raise UnsupportedError("on_out_of_memory=halve", "a run in several processes cannot repeat a step", fix)
     if config.batch % (config.accumulation * world):
         raise EpanError(
             "The batch cannot be split into equal parts for all processes",
