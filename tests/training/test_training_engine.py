@@ -179,6 +179,23 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_parameter(
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_the_heads_are_named(tiny: Callable[..., RunConfig]) -> None:
+    """Heads 1 of two: of a parameter, of a gradient, of the keys that a memory reads."""
+    with engine(tiny()) as ours, torch.no_grad():
+        ours.model.get_parameter("layers.0.contextual.contextual.scale.log_scale")[1] = math.nan
+        with torch.enable_grad(), pytest.raises(TrainingError, match=r"scale.log_scale' itself.*\(head 1 of 2\)"):
+            ours.take_step(0, measure=False)
+    with engine(tiny()) as ours:
+        values = ours.model.get_parameter("layers.0.persistent.values")
+        values.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), math.nan))
+        with pytest.raises(TrainingError, match=r"persistent.values' \(head 1 of 2\) is not finite"):
+            ours.take_step(0, measure=False)
+    with engine(tiny()) as ours:
+        poison(ours.model.get_submodule("layers.0.contextual.contextual.value"), {0}, [0], (slice(None), 1))
+        with pytest.raises(TrainingError, match=r"contextual.value' \(ValueExtractor\).*, in head 1 of 2"):
+            ours.take_step(0, measure=False)
+
+
 def test_skipping_leaves_the_step_out_and_goes_on(tiny: Callable[..., RunConfig]) -> None:
     counter = [0]
     with engine(tiny(on_nonfinite="skip")) as ours:

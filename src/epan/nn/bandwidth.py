@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..errors import EpanError, UnsupportedError
 from ..kernels import Kernel, Polynomial, RectifiedPolynomial, Uniform
 from ..normalizations import Normalization
+from .heads import PerHead
 
 __all__ = [
     "ContextualScale",
@@ -73,7 +74,7 @@ def initial_scale(
     return 2 * support / (radius_of_random_keys(head_dim) * norm) ** 2
 
 
-class ContextualScale(nn.Module):
+class ContextualScale(PerHead, nn.Module):
     r"""β per head of a memory on unit vectors: :math:`\beta_h = e^{2\min(10 a_h, 5)}`, a_h = 0.1 at the start (β = e²).
 
     Parameters
@@ -88,6 +89,7 @@ class ContextualScale(nn.Module):
     Source: Zhang et al. 2405.06394.
     """
 
+    per_head = ("log_scale",)
     LARGEST = 5.0
 
     def __init__(self, heads: int, initial: float = math.exp(2.0)) -> None:
@@ -105,7 +107,7 @@ class ContextualScale(nn.Module):
         return self.current()[:, None, None]
 
 
-class LengthAdaptiveScale(nn.Module):
+class LengthAdaptiveScale(PerHead, nn.Module):
     r"""β that grows with the number n of stored pairs: :math:`\beta = \beta_1 n^a + \beta_0`.
 
     :math:`\beta_i = e^{\min(\theta_i, 10)}` and :math:`a = \min(|\theta_a|, 1)`; θ starts at 1.5, 1.5, 1/3. Given
@@ -121,6 +123,7 @@ class LengthAdaptiveScale(nn.Module):
     Source: Zhang & Bottou 2507.03285.
     """
 
+    per_head = ("log_growth", "log_scale", "exponent")
     LARGEST = 10.0
 
     def __init__(self, heads: int, initial: float | None = None, skip: int = 0, most: int | None = None) -> None:
@@ -148,7 +151,7 @@ class LengthAdaptiveScale(nn.Module):
         return growth[:, None] * count ** exponent[:, None] + base[:, None]
 
 
-class HeadScale(nn.Module):
+class HeadScale(PerHead, nn.Module):
     r"""β per head of plain attention, :math:`\beta_h = e^{s_h}`, learnt.
 
     Parameters
@@ -156,6 +159,8 @@ class HeadScale(nn.Module):
     heads: number of heads H; ``log_scale`` holds s, (H,).
     initial: β at the start.
     """
+
+    per_head = ("log_scale",)
 
     def __init__(self, heads: int, initial: float) -> None:
         super().__init__()
@@ -166,7 +171,7 @@ class HeadScale(nn.Module):
         return self.log_scale.exp()
 
 
-class LearnableOrder(nn.Module):
+class LearnableOrder(PerHead, nn.Module):
     r"""Kernel order per head, :math:`n_h = 1 + \text{softplus}(\theta_h)`, learnt: α = 1 + 1/n of the entmax twin.
 
     Parameters
@@ -180,6 +185,8 @@ class LearnableOrder(nn.Module):
 
     Source: Correia et al. 1909.00015 (learning α per head).
     """
+
+    per_head = ("order",)
 
     def __init__(self, heads: int, kernel: Kernel) -> None:
         super().__init__()

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ._unit import unit_norm
-from .heads import init_linear, split_heads
+from .heads import PerHead, init_linear, split_heads
 from .leaky_average import GatedLeakyAverage, LeakyAverage, unit_leaky_average
 
 __all__ = ["KeyExtractor", "ValueExtractor"]
 
 
-class KeyExtractor(nn.Module):
+class KeyExtractor(PerHead, nn.Module):
     r"""Unit keys that summarise the recent past: :math:`\tilde k = W_k x`, leaky average, unit norm.
 
     :math:`\bar k_T = \tilde k_T + e^{-\lambda_h} \bar k_{T-1}`, :math:`k_T = \bar k_T/\|\bar k_T\|`; or,
@@ -28,6 +28,8 @@ class KeyExtractor(nn.Module):
 
     Source: Zhang et al. 2405.06394; gated: 2507.03285.
     """
+
+    per_head_output = True
 
     def __init__(self, width: int, heads: int, *, gated: bool = False) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class KeyExtractor(nn.Module):
         return keys.to(raw.dtype), state
 
 
-class ValueExtractor(nn.Module):
+class ValueExtractor(PerHead, nn.Module):
     r"""Values that look one step ahead.
 
     :math:`v_t = e^{10 b_h}\,\text{unit}((1 - c_h)\tilde v_{t+1} + c_h \tilde v_t)` with :math:`\tilde v = W_v x`, which
@@ -64,6 +66,9 @@ class ValueExtractor(nn.Module):
 
     Source: Zhang et al. 2405.06394.
     """
+
+    per_head = ("lookahead", "log_gain")
+    per_head_output = True
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ..errors import EpanError
 from ..ops import Stats
 
-__all__ = ["head_size", "init_linear", "merge_heads", "split_heads", "with_stats"]
+__all__ = ["PerHead", "head_size", "init_linear", "merge_heads", "split_heads", "with_stats"]
+
+
+class PerHead:
+    """A layer that declares what of it belongs to single heads, so that a fault can be told by its head.
+
+    Attributes
+    ----------
+    per_head: its own parameters whose first dimension is that of the heads.
+    per_head_output: whether its (first) output is (B, H, …).
+    """
+
+    per_head: ClassVar[tuple[str, ...]] = ()
+    per_head_output: ClassVar[bool] = False
 
 
 def head_size(width: int, heads: int) -> int:

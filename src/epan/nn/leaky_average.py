@@ -12,6 +12,7 @@ from .._modes import is_transformed
 from ..errors import EpanError
 from ..ops.triton.support import machine_obstacle
 from ._unit import unit_norm
+from .heads import PerHead
 
 __all__ = ["GatedLeakyAverage", "LeakyAverage", "leaky_average", "unit_leaky_average"]
 
@@ -191,7 +192,7 @@ def _padded(x: Tensor, length: int) -> Tensor:
     return F.pad(x, (0, 0, 0, length - x.shape[2])) if length > x.shape[2] else x
 
 
-class LeakyAverage(nn.Module):
+class LeakyAverage(PerHead, nn.Module):
     r"""Leaky average with one learnt rate per head, :math:`\lambda_h = |10\, p_h|`.
 
     Parameters
@@ -202,6 +203,9 @@ class LeakyAverage(nn.Module):
 
     Source: Zhang et al. 2405.06394.
     """
+
+    per_head = ("leak",)
+    per_head_output = True
 
     def __init__(self, heads: int) -> None:
         super().__init__()

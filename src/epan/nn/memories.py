@@ -18,7 +18,7 @@ from ..normalizations.base import map_stats
 from ..ops import Stats, attention
 from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
 from .extractors import KeyExtractor, ValueExtractor
-from .heads import head_size, init_linear, merge_heads, with_stats
+from .heads import PerHead, head_size, init_linear, merge_heads, with_stats
 
 __all__ = ["ContextualCache", "ContextualMemory", "PersistentMemory"]
 
@@ -170,7 +170,7 @@ class ContextualMemory(nn.Module):
         return out, ContextualCache(keys, values, raw[:, :, -1:], state)
 
 
-class PersistentMemory(nn.Module):
+class PersistentMemory(PerHead, nn.Module):
     r"""Memory of learnt pairs, the same for every sequence: the counterpart of a feed-forward layer.
 
     :math:`y_t = W_o [e^{10 b_h} \sum_j w_{tj} V_{hj}]` over the heads, with the weights w of the scores
@@ -193,6 +193,8 @@ class PersistentMemory(nn.Module):
 
     Source: Zhang et al. 2405.06394.
     """
+
+    per_head = ("keys", "values", "log_gain")
 
     def __init__(
         self,

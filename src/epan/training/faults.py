@@ -7,6 +7,8 @@ from contextlib import ExitStack
 
 import torch
 
+from epan.nn.heads import PerHead
+
 __all__ = ["blame_forward", "blame_gradient"]
 
 
@@ -29,6 +31,21 @@ def _count_bad(tensor: torch.Tensor) -> str:
     return f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values"
 
 
+def _count_heads(tensor: torch.Tensor, dim: int) -> str:
+    """In which heads, ``dim`` of the tensor, there are such values."""
+    bad = (~tensor.isfinite()).movedim(dim, 0).flatten(1).any(dim=1) if tensor.dim() > 1 else ~tensor.isfinite()
+    heads = bad.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, heads[:8])) + (", …" if len(heads) > 8 else "")
+    return f"head{'s' * (len(heads) > 1)} {shown} of {len(bad)}"
+
+
+def _heads_of(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
+    """The heads of a parameter of that name, or of its gradient, in brackets; nothing if it belongs to none."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    return f" ({_count_heads(tensor, 0)})" if isinstance(module, PerHead) and own in module.per_head else ""
+
+
 def blame_forward(model: torch.nn.Module, forward: Callable[[], object]) -> str | None:
     """Which parameter, or else which module's output, is the first that is not finite in ``forward()``; None if none.
 
@@ -37,7 +54,9 @@ def blame_forward(model: torch.nn.Module, forward: Callable[[], object]) -> str 
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
-            return f"parameter {name!r} itself is not finite ({_count_bad(parameter)})"
+            return (
+                f"parameter {name!r} itself is not finite ({_count_bad(parameter)}){_heads_of(model, name, parameter)}"
+            )
     guilty: list[str] = []
 
     def watch(name: str, kind: str) -> Callable[..., None]:
@@ -45,7 +64,10 @@ def blame_forward(model: torch.nn.Module, forward: Callable[[], object]) -> str 
             # Thresholds of -inf are no fault, so only what flows on (the first tensor of a tuple) is judged.
             first = output[0] if isinstance(output, tuple) and output else output
             if not guilty and not _finite(first):
-                guilty.append(f"the output of module {name!r} ({kind}) is the first that is not finite")
+                told = f"the output of module {name!r} ({kind}) is the first that is not finite"
+                if isinstance(module, PerHead) and module.per_head_output and isinstance(first, torch.Tensor):
+                    told += f", in {_count_heads(first, 1)}"
+                guilty.append(told)
 
         return hook
 
@@ -59,9 +81,9 @@ def blame_forward(model: torch.nn.Module, forward: Callable[[], object]) -> str 
 
 def blame_gradient(model: torch.nn.Module) -> str:
     """Which parameters have a gradient that is not finite, the one closest to the loss first."""
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    bad = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)}
     if not bad:
         return "every gradient is finite; only their norm overflowed"
     # A bad value spreads from the loss towards the input, so the last parameter met is where it appeared first.
-    shown = ", ".join(repr(name) for name in bad[::-1][:3])
+    shown = ", ".join(f"{name!r}{_heads_of(model, name, bad[name])}" for name in list(bad)[::-1][:3])
     return f"the gradient of {shown}{' and others' if len(bad) > 3 else ''} is not finite ({len(bad)} parameters)"
