@@ -6,6 +6,7 @@ A process on its own is a group of one, and pays for nothing here.
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,4 +141,7 @@ def join(device: torch.device) -> Iterator[Processes]:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     finally:
         if own:
+            # Whatever adds up gradients has to go first: freed later, it would be the last to hold the group, and wait
+            # for a thread of it that waits for Python, for good.
+            gc.collect()
             distributed.destroy_process_group()

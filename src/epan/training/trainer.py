@@ -140,8 +140,10 @@ def train(
             if config.track:
                 writer = stack.enter_context(TrackedWriter(writer, config.track, folder.path, shown.on_event))
         check_claim = held[0].check if held else None
-        session = Session(config, folder, writer, shown, interruption, task, model, device, processes, check_claim)
-        return session.go(command)
+        # Without a name of its own here, so that it is gone before its group of processes is left.
+        return Session(config, folder, writer, shown, interruption, task, model, device, processes, check_claim).go(
+            command
+        )
 
 
 def _finished(config: RunConfig, folder: RunFolder) -> RunResult:
