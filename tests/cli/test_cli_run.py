@@ -27,10 +27,10 @@ def test_training_says_what_it_does_first(trained: Any) -> None:
     assert result.returncode == 0, result.stderr
     first = result.stdout.splitlines()
     assert "memory_mosaic with biweight-adaptive on copy, seed 0" in first[0]
-    for place, word in enumerate(("parameters", "device", "data", "saved in"), start=1):
+    for place, word in enumerate(("parameters", "device", "memory", "data", "saved in"), start=1):
         assert word in first[place]
     assert "lengths 2 to 4, 4 sequences a step, 10 steps" in result.stdout
-    assert str(folder) in first[4]
+    assert str(folder) in first[5]
 
 
 def test_training_without_a_terminal_prints_plain_lines(trained: Any) -> None:

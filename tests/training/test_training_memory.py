@@ -90,7 +90,8 @@ def test_what_the_first_micro_batches_gave_is_forgotten(tiny: Tiny, monkeypatch:
 def test_a_run_that_cannot_go_on_is_saved_and_says_what_to_do(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    small_memory(monkeypatch, 0, after=3 if choice == "stop" else 0)
+    # Two passes measure what a step needs.
+    small_memory(monkeypatch, 0, after=5 if choice == "stop" else 0)
     with pytest.raises(TrainingError, match="memory of cpu is used up after step") as caught:
         train(tiny(on_out_of_memory=choice), tmp_path / "run")
     assert ("resume with on_out_of_memory=halve" in str(caught.value)) == (choice == "stop")
@@ -107,10 +108,10 @@ def test_a_run_goes_on_as_its_message_says_and_the_record_tells(
 ) -> None:
     """Interrupted once more and resumed with memory again, it keeps to the parts that it has, and to the same bits."""
     halving = tiny(on_out_of_memory="halve")
-    small_memory(monkeypatch, 3, after=3)
+    small_memory(monkeypatch, 3, after=5)
     whole = train(halving, tmp_path / "whole")
     monkeypatch.undo()
-    small_memory(monkeypatch, 3, after=3)
+    small_memory(monkeypatch, 3, after=5)
     with pytest.raises(TrainingError):
         train(tiny(), tmp_path / "run")
 

@@ -63,9 +63,12 @@ def test_the_command_runs_under_torchrun_and_one_process_speaks(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_death_of_a_process_ends_the_run_and_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_death_of_a_process_ends_the_run_and_is_named(tmp_path: Path, parallel: str) -> None:
     run = tmp_path / "run"
-    process = torchrun("--steps", "100000", "--batch", "4", "--out", str(run), "--set", "log_every=1")
+    process = torchrun(
+        "--steps", "100000", "--batch", "4", "--out", str(run), "--set", "log_every=1", "--set", f"parallel={parallel}"
+    )
     try:
         end = time.monotonic() + 120
         while not (run / "record.jsonl").exists() or '"kind": "step"' not in (run / "record.jsonl").read_text():

@@ -33,6 +33,7 @@ def header(config: RunConfig, info: StartInfo) -> list[str]:
         f"epan {__version__}: {config.model.name} with {config.method} on {config.task.name}, seed {config.seed}",
         f"  parameters  {info.parameters:,}",
         f"  device      {info.device}{threads}, {config.precision}",
+        f"  memory      {info.memory}",
         f"  data        {data}, {config.batch} sequences a step, {config.steps:,} steps{start}",
         f"  saved in    {info.out}",
     ]

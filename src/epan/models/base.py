@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .._modes import is_traced
 from ..errors import EpanError
@@ -21,9 +22,17 @@ class LanguageModel(nn.Module, ABC):
 
     ``model(tokens)`` gives logits for the next token at every position; :meth:`init_cache` and :meth:`step` give the
     same logits piece by piece. No parameter or buffer depends on the length, and no call changes the state.
+
+    Attributes
+    ----------
+    layers: the blocks, one after the other.
+    gradient_checkpointing: whether a forward pass with gradient keeps the inputs of each block alone, so that the backward
+        pass computes the block again: the same loss and gradient, dropout included, in less memory and more time.
     """
 
     config: Any
+    layers: nn.ModuleList
+    gradient_checkpointing: bool = False
 
     @abstractmethod
     def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:
@@ -42,6 +51,12 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def bandwidths(self) -> dict[str, Tensor]:
         """The current inverse temperature β of each head, (H,), by layer name; detached."""
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Any:
+        """``block(*inputs)``, as ``gradient_checkpointing`` says."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def num_parameters(self) -> int:
         """Number of parameters, tied ones counted once."""

@@ -222,7 +222,7 @@ class MemoryMosaic(LanguageModel):
         x = self.embedding(tokens)
         stats: dict[str, Stats] = {}
         for number, layer in enumerate(self.layers):
-            x, found = layer(x, return_stats)
+            x, found = self.run_block(layer, x, return_stats)
             stats.update({f"layers.{number}.{name}": value for name, value in found.items()})
         return (self._logits(x), stats) if return_stats else self._logits(x)
 

@@ -171,7 +171,7 @@ class Transformer(LanguageModel):
         x = self.embedding(tokens)
         found: dict[str, Stats] = {}
         for number, layer in enumerate(self.layers):
-            x, stats = layer(x, return_stats)
+            x, stats = self.run_block(layer, x, return_stats)
             if stats is not None:
                 found[f"layers.{number}.attention"] = stats
         return (self._logits(x), found) if return_stats else self._logits(x)

@@ -1,5 +1,7 @@
 """Checkpoints: ``RUN/checkpoints/step-00000100/`` with tensors (safetensors), state and a manifest of hashes.
 
+Processes that share the model (FSDP) write ``model-00001-of-00002.safetensors`` and so on; see ``saving`` and ``shards``.
+
 A checkpoint is written to a temporary folder beside its place, flushed to the disk, and published by one rename: what
 carries the name ``step-…`` is whole. Reading checks every byte against the manifest before it is used; nothing is ever
 unpickled.
@@ -21,6 +23,8 @@ from typing import Any
 import torch
 
 from epan.errors import EpanError, lab_imports
+from epan.training import shards
+from epan.training.sharding import piece
 from epan.training.untrusted import (
     UntrustedError,
     check_manifest,
@@ -32,8 +36,15 @@ from epan.training.untrusted import (
 )
 
 __all__ = [
+    "SHARDED",
+    "VERSION",
     "Checkpoint",
     "clean",
+    "contiguous",
+    "drop_old",
+    "fingerprint",
+    "finish",
+    "flush",
     "latest",
     "list_checkpoints",
     "litter",
@@ -49,6 +60,8 @@ FOLDER = "checkpoints"
 MANIFEST, STATE, MODEL, OPTIMIZER = "manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"
 NAME = re.compile(r"step-[0-9]{8,18}")
 FORMAT, VERSION = "epan-checkpoint", 1
+# The version of a checkpoint that several processes wrote, each its parts.
+SHARDED = 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class Checkpoint:
         return int(self.manifest["step"])
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -99,7 +112,8 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(_dump({key: value for key, value in manifest.items() if key != "sha256"})).hexdigest()
 
 
-def _own(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, each with memory of its own and no gaps, as safetensors wants them."""
     # safetensors refuses two names for one memory (tied weights) and views with gaps.
     seen: set[int] = set()
     own = {}
@@ -149,20 +163,12 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_file(_own(model), temporary / MODEL)
-        save_file(_own(optimizer), temporary / OPTIMIZER)
-        (temporary / STATE).write_bytes(_dump({**state, "step": step}))
-        files = {
-            name: {"bytes": (temporary / name).stat().st_size, "sha256": _hash(temporary / name)}
-            for name in (MODEL, OPTIMIZER, STATE)
-        }
-        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files, **facts}
-        (temporary / MANIFEST).write_bytes(_dump({**manifest, "sha256": _seal(manifest)}))
-        for name in (*files, MANIFEST):
-            _flush(temporary / name)
-        _flush(temporary)
-        _publish(temporary, final)
-        _flush(root)
+        save_file(contiguous(model), temporary / MODEL)
+        save_file(contiguous(optimizer), temporary / OPTIMIZER)
+        for name in (MODEL, OPTIMIZER):
+            flush(temporary / name)
+        files = {name: fingerprint(temporary / name) for name in (MODEL, OPTIMIZER)}
+        finish(temporary, final, step, files=files, state=state, facts=facts, version=VERSION)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(t.nbytes for t in (*model.values(), *optimizer.values()))
@@ -171,10 +177,47 @@ def save(
             found=str(final),
             fix=f"make room for {size / 2**20:.1f} MiB there, or give a folder that you may write to, then resume",
         ) from error
+    drop_old(run, keep, spare)
+    return final
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": _hash(path)}
+
+
+def finish(
+    temporary: Path,
+    final: Path,
+    step: int,
+    *,
+    files: Mapping[str, Any],
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    version: int,
+) -> None:
+    """Add state and manifest to the tensor ``files`` in ``temporary``, which are on the disk, and publish it as ``final``.
+
+    Raises
+    ------
+    OSError: something cannot be written.
+    """
+    (temporary / STATE).write_bytes(_dump({**state, "step": step}))
+    files = {**files, STATE: fingerprint(temporary / STATE)}
+    manifest = {"format": FORMAT, "version": version, "step": step, "files": files, **facts}
+    (temporary / MANIFEST).write_bytes(_dump({**manifest, "sha256": _seal(manifest)}))
+    for name in (STATE, MANIFEST):
+        flush(temporary / name)
+    flush(temporary)
+    _publish(temporary, final)
+    flush(final.parent)
+
+
+def drop_old(run: Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Remove all but the ``keep`` newest checkpoints and those of the steps in ``spare``."""
     for old in list_checkpoints(run)[:-keep]:
         if step_of(old) not in spare:
             _drop(old)
-    return final
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -275,11 +318,11 @@ def verify(path: str | Path) -> dict[str, Any]:
     # The text itself must be what was written: a changed blank is a changed byte.
     if raw != _dump(manifest) or manifest.get("sha256") != _seal(manifest):
         raise _damaged(f"{MANIFEST} was changed after it was written", path)
-    if manifest.get("version") != VERSION:
-        found = f"version {shown(manifest.get('version'))} in {path}"
-        raise EpanError("Unknown version of the checkpoint format", found=found, allowed=[VERSION], fix="update epan")
+    if manifest.get("version") not in (VERSION, SHARDED):
+        found, allowed = f"version {shown(manifest.get('version'))} in {path}", [VERSION, SHARDED]
+        raise EpanError("Unknown version of the checkpoint format", found=found, allowed=allowed, fix="update epan")
     with _explained(path, MANIFEST):
-        check_manifest(MANIFEST, manifest, frozenset((MODEL, OPTIMIZER, STATE)))
+        check_manifest(MANIFEST, manifest, frozenset(_expected_files(manifest)))
     if NAME.fullmatch(path.name) and step_of(path) != manifest["step"]:
         raise _damaged(f"{MANIFEST} is that of step {manifest['step']}", path)
     for name, expected in manifest["files"].items():
@@ -296,8 +339,19 @@ def verify(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def _expected_files(manifest: Mapping[str, Any]) -> set[str]:
+    if manifest["version"] == VERSION:
+        return {MODEL, OPTIMIZER, STATE}
+    split = manifest.get("shards")
+    count: Any = split.get("count") if isinstance(split, dict) else None
+    # However many it claims, there are no more than it lists.
+    files = manifest.get("files")
+    known = isinstance(count, int) and isinstance(files, dict) and 0 < count <= len(files)
+    return {STATE, *shards.file_names(count)} if known else set()
+
+
 def load(path: str | Path) -> Checkpoint:
-    """Verify a checkpoint folder and read it.
+    """Verify a checkpoint folder and read it; tensors that several processes wrote in parts are put together.
 
     Raises
     ------
@@ -311,8 +365,12 @@ def load(path: str | Path) -> Checkpoint:
     manifest = verify(path)
     try:
         state = json.loads((path / STATE).read_bytes())
-        return Checkpoint(path, manifest, state, load_file(path / MODEL), load_file(path / OPTIMIZER))
-    except (OSError, ValueError, SafetensorError) as error:
+        if manifest["version"] == VERSION:
+            model, optimizer = load_file(path / MODEL), load_file(path / OPTIMIZER)
+        else:
+            model, optimizer = (shards.assemble(path, kind, manifest["shards"], load_file) for kind in shards.KINDS)
+        return Checkpoint(path, manifest, state, model, optimizer)
+    except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise _damaged(shown(str(error)), path) from error
 
 
@@ -373,4 +431,4 @@ def load_into(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where
                 allowed=str(tuple(tensor.shape)),
                 fix="load it with the config that it was trained with",
             )
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict({name: piece(tensor, own[name]) for name, tensor in tensors.items()})

@@ -24,9 +24,12 @@ __all__ = [
 
 Options = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
 
-# What may differ between a run and its continuation: none of these changes a number that is finite and fits the memory.
+# What may differ between a run and its continuation: none of these changes a number that is finite and fits the memory, but by
+# the order of sums.
 OPERATIONAL = (
     "name",
+    "parallel",
+    "gradient_checkpointing",
     "checkpoint_every",
     "keep",
     "keep_best",
@@ -200,6 +203,11 @@ class RunConfig:
         sequences of one optimizer step.
     accumulation
         micro-batches that one step's batch is split into; saves memory, changes no result.
+    gradient_checkpointing
+        whether each block is computed again in the backward pass; saves memory, costs time, changes no result.
+    parallel
+        how the processes of torchrun share a run: ddp (each holds the whole model), or fsdp (each holds a part of all
+        weights, gradients and moments, FSDP2); no difference for one process.
     lengths
         shortest and longest training length; none for the lengths of the task.
     task
@@ -245,6 +253,8 @@ class RunConfig:
     steps: int = 1000
     batch: int = 64
     accumulation: int = 1
+    gradient_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     lengths: tuple[int, int] | None = None
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

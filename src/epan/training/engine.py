@@ -23,9 +23,12 @@ from epan.training.config import RunConfig
 from epan.training.errors import TrainingError
 from epan.training.evaluation import add_support
 from epan.training.faults import blame_forward, blame_gradient
+from epan.training.loading import build_model
+from epan.training.memory import MemoryEstimate, estimate
 from epan.training.optimization import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from epan.training.processes import Processes
-from epan.training.stream import micro_batches, step_seed
+from epan.training.sharding import gather_weights, shard, whole
+from epan.training.stream import micro_batches, step_seed, trim
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,7 +86,8 @@ class Engine:
 
     Attributes
     ----------
-    model: the model itself, weights in float32.
+    model: the model itself, weights in float32; with ``sharded`` this process's part of them.
+    sharded: whether the processes share the weights, too (``parallel`` is fsdp, and there are several).
     updating: True while weights are being changed, when no checkpoint may be taken.
     accumulation: micro-batches of a step; more than in the config where the memory was too small.
     """
@@ -96,12 +100,18 @@ class Engine:
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.config, self.task, self.device = config, task, device
         self.processes = processes or Processes()
         self.lengths = config.lengths or task.train_lengths
-        self.model = model.to(device).train()
+        self.sharded = config.parallel == "fsdp" and self.processes.world > 1
+        self.model = model.train()
+        self.model.gradient_checkpointing = config.gradient_checkpointing
+        if self.sharded:
+            shard(model, device, compiled=config.compile)
+        else:
+            model.to(device)
         self.updating, self.accumulation = False, config.accumulation
         self._skips = 0
         self._adamw = build_optimizer(model, config.optimizer, device)
@@ -114,10 +124,16 @@ class Engine:
                 cpu=device.type == "cpu",
                 mixed_precision="no" if config.precision == "fp32" else config.precision,
                 gradient_accumulation_steps=config.accumulation,
+                # Gradients are views of what is sent: no copy. A static graph would gain nothing beside that, as long as
+                # unused parameters are not searched for, and would forbid to change the accumulation on the way.
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             )
         torch.set_num_threads(threads)
-        self._forward, self._optimizer = self._accelerator.prepare(model, self._adamw)
-        if config.compile:
+        # accelerate's own way to FSDP2 casts the weights and is set up by variables of the process; of a model that is split
+        # already it has to know no more than the precision.
+        self._forward = self._accelerator.prepare_model(model, evaluation_mode=self.sharded)
+        self._optimizer = self._accelerator.prepare_optimizer(self._adamw)
+        if config.compile and not self.sharded:
             self._forward = torch.compile(self._forward, dynamic=True)
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
@@ -137,6 +153,25 @@ class Engine:
                     "The checkpoint has no loss scale of fp16", found=str(checkpoint.path), fix=fix
                 ) from error
 
+    def whole_model(self) -> LanguageModel | None:
+        """The model with all weights, in the main process; the others, which must ask with it, may get None.
+
+        With ``sharded`` it is a copy: a test asks one process alone, for as many passes as its answers take.
+        """
+        if not self.sharded:
+            return self.model
+        weights = gather_weights(self.model, keep=self.processes.main)
+        if not self.processes.main:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            copy = build_model(self.config, self.task).to(self.device)
+        copy.load_state_dict(weights)
+        return copy
+
+    def bandwidths(self) -> dict[str, torch.Tensor]:
+        """β of each head by layer; all processes must ask together."""
+        return {name: whole(beta) for name, beta in self.model.bandwidths().items()}
+
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """What a checkpoint keeps, as ``model`` and ``optimizer``."""
         return {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self._adamw)}
@@ -149,6 +184,21 @@ class Engine:
         """The data of step 0, padding included, on the CPU."""
         config = self.config
         return micro_batches(self.task, config.seed, 0, config.batch, self.lengths, cut=False)[0]
+
+    def memory(self) -> tuple[MemoryEstimate, str | None]:
+        """What a step needs, and why activations could not be measured; all processes ask together."""
+        config, longest = self.config, self.lengths[1]
+        rows = self._rows(self.accumulation)
+        batch = self.task.sample(config.seed, 0, 3, (longest, longest), device=self.device, split="train")
+        batch = batch if config.compile else trim(batch)
+
+        def loss_of(count: int) -> torch.Tensor:
+            part = Batch(*(values[:count] for values in batch))
+            # accelerate has put autocast around the forward pass of the model itself.
+            logits = self.model(part.tokens[:, :-1])
+            return next_token_loss(logits, part.tokens, part.loss_mask)[0]
+
+        return estimate(self.model, loss_of, rows, self.device)
 
     def take_step(self, step: int, *, measure: bool) -> StepOutcome:
         """Do optimizer step ``step`` (from 0); ``measure`` also finds the support size.
@@ -183,7 +233,7 @@ class Engine:
         """Gradient of the step's mean loss, clipped: loss, norm before clipping, tokens, support size."""
         clip = self.config.optimizer.clip
         loss, tokens, support = self._fitting_gradient(step, measure)
-        norm = self._accelerator.clip_grad_norm_(self._parameters, math.inf if clip is None else clip)
+        norm = whole(self._accelerator.clip_grad_norm_(self._parameters, math.inf if clip is None else clip))
         if self.processes.world > 1:
             # The norm is that of the gradient of all already.
             loss, count = self.processes.total(torch.stack([loss, loss.new_tensor(tokens)]))

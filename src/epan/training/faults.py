@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from epan.nn.heads import PerHead
+from epan.training.sharding import whole
 
 __all__ = ["blame_forward", "blame_gradient"]
 
@@ -49,14 +50,13 @@ def _heads_of(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
 def blame_forward(model: torch.nn.Module, forward: Callable[[], object]) -> str | None:
     """Which parameter, or else which module's output, is the first that is not finite in ``forward()``; None if none.
 
-    ``forward`` runs the model once more without gradient; a module is judged when it returns, inner ones before outer
-    ones.
+    Processes that share the weights must ask together. ``forward`` runs the model once more without gradient; a module is
+    judged when it returns, inner ones before outer ones.
     """
     for name, parameter in model.named_parameters():
-        if not _finite(parameter):
-            return (
-                f"parameter {name!r} itself is not finite ({_count_bad(parameter)}){_heads_of(model, name, parameter)}"
-            )
+        full = whole(parameter)
+        if not _finite(full):
+            return f"parameter {name!r} itself is not finite ({_count_bad(full)}){_heads_of(model, name, full)}"
     guilty: list[str] = []
 
     def watch(name: str, kind: str) -> Callable[..., None]:
@@ -81,7 +81,8 @@ def blame_forward(model: torch.nn.Module, forward: Callable[[], object]) -> str 
 
 def blame_gradient(model: torch.nn.Module) -> str:
     """Which parameters have a gradient that is not finite, the one closest to the loss first."""
-    bad = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)}
+    grads = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    bad = {name: grad for name, grad in grads.items() if not _finite(grad)}
     if not bad:
         return "every gradient is finite; only their norm overflowed"
     # A bad value spreads from the loss towards the input, so the last parameter met is where it appeared first.

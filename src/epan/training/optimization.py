@@ -10,6 +10,7 @@ import torch
 from epan.errors import EpanError
 from epan.models import LanguageModel
 from epan.training.config import OptimizerConfig
+from epan.training.sharding import piece
 
 __all__ = ["build_optimizer", "learning_rate", "optimizer_tensors", "restore_optimizer"]
 
@@ -73,7 +74,9 @@ def restore_optimizer(
             found = f"{name!r} of shape {tuple(tensor.shape)}"
             fix = "resume with the config that it was trained with"
             raise EpanError("The optimizer state belongs to another model", found=found, fix=fix)
-        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
+        # The count of steps is a single number, which every process has.
+        split = tensor.shape == parameter.shape
+        optimizer.state[parameter][key] = piece(tensor, parameter) if split else tensor.to(parameter.device, copy=True)
     for owner, parameter in parameters.items():
         states = optimizer.state.get(parameter, {})
         if states and states.keys() != STATES:

@@ -19,8 +19,11 @@ from epan.errors import EpanError
 
 __all__ = ["Processes", "join", "local_device", "world_size"]
 
-# How long one waits for the others, which may have a checkpoint to write or a test to finish. A process that dies is not
-# waited for: torchrun ends the others and names it.
+# A process that dies is not waited for: connections break, and torchrun ends the others and names it. One that hangs, or a
+# machine that is gone, is waited for so long: within a step, where all have the same work (compiling is most of it), and
+# where the first has a checkpoint to write or a test to finish. The second wait goes over the CPU, so that NCCL's watchdog,
+# which ends a process whose collective takes longer than the first, need not know of it.
+STEP = datetime.timedelta(minutes=10)
 PATIENCE = datetime.timedelta(hours=12)
 T = TypeVar("T")
 
@@ -31,10 +34,11 @@ class Processes:
     Attributes
     ----------
     rank, world: this process and how many there are.
+    patient: the group in which the others wait for the main process; None is the default group.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, patient: distributed.ProcessGroup | None = None) -> None:
+        self.rank, self.world, self.patient = rank, world, patient
 
     @property
     def main(self) -> bool:
@@ -65,6 +69,11 @@ class Processes:
         distributed.all_gather_object(found, value)
         return found
 
+    def wait(self) -> None:
+        """Go on when all have come here; what the main process alone does may take long."""
+        if self.world > 1:
+            distributed.barrier(group=self.patient)
+
     def share(self, make: Callable[[], T]) -> T:
         """What ``make`` gives in the main process, in all of them.
 
@@ -81,12 +90,15 @@ class Processes:
             except EpanError as error:
                 box[1] = error
             except BaseException as error:
-                distributed.broadcast_object_list([None, EpanError(f"The main process failed: {error}")], src=0)
+                self._tell([None, EpanError(f"The main process failed: {error}")])
                 raise
-        distributed.broadcast_object_list(box, src=0)
+        self._tell(box)
         if box[1] is not None:
             raise box[1]
         return box[0]  # type: ignore[no-any-return]
+
+    def _tell(self, box: list[Any]) -> None:
+        distributed.broadcast_object_list(box, src=0, group=self.patient)
 
 
 def world_size() -> int:
@@ -128,17 +140,18 @@ def join(device: torch.device) -> Iterator[Processes]:
         yield Processes()
         return
     own = not distributed.is_initialized()
-    if own:
-        try:
+    try:
+        if own:
             # What is no tensor travels through the CPU.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            distributed.init_process_group(backend, timeout=PATIENCE)
-        except (RuntimeError, ValueError) as error:
-            raise EpanError(
-                f"The processes of the run cannot reach one another: {error}", fix="start them with torchrun"
-            ) from error
+            distributed.init_process_group(backend, timeout=STEP)
+        patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise EpanError(
+            f"The processes of the run cannot reach one another: {error}", fix="start them with torchrun"
+        ) from error
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), patient)
     finally:
         if own:
             # Whatever adds up gradients has to go first: freed later, it would be the last to hold the group, and wait

@@ -12,7 +12,7 @@ __all__ = ["EvaluationInfo", "Progress", "RunResult", "StartInfo", "StepInfo"]
 
 @dataclass(frozen=True)
 class StartInfo:
-    """A run that is about to take its first step; ``step`` is above 0 where it resumes."""
+    """A run that is about to take its first step; ``step`` is above 0 where it resumes, ``memory`` what a step needs."""
 
     label: str
     method: str
@@ -22,6 +22,7 @@ class StartInfo:
     device: str
     threads: int
     out: Path
+    memory: str
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.folder import RunFolder
 from epan.training.interruption import Interruption
 from epan.training.loading import autocast, best_length, model_facts
+from epan.training.memory import MemoryEstimate
 from epan.training.parsing import differences
 from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
 from epan.training.retention import own_tests, ranking
+from epan.training.saving import save_shards
 from epan.training.tracking import TrackedWriter
 from epan.training.writer import BackgroundWriter, snapshot
 
@@ -58,6 +60,7 @@ class Session:
         self.began, self.elapsed_before, self.step = time.perf_counter(), 0.0, 0
         self.loss: float | None = None
         self.support: float | None = None
+        self.memory: MemoryEstimate | None = None
         # Two writers: of lines, which are short, and of checkpoints, for which training does not wait.
         self.background = BackgroundWriter()
         self.evaluations: list[records.Entry] = []
@@ -83,7 +86,8 @@ class Session:
             self._loop()
             self.background.wait()
         except KeyboardInterrupt:
-            return self._interrupted(save=not self.interruption.wanted())
+            # Parts of a checkpoint are written together, which the others are not asked for here.
+            return self._interrupted(save=not self.interruption.wanted() and not self.engine.sharded)
         except ClaimLost:
             # The run is that of another process, and so is its record.
             raise
@@ -110,6 +114,7 @@ class Session:
         window_tokens, window_seconds = 0, 0.0
         if self.folder.state == "started" and self._evaluation_due():
             self._evaluate()
+            self.processes.wait()
         while self.step < config.steps and not self._stopping():
             self.check_claim()
             before = time.perf_counter()
@@ -149,8 +154,10 @@ class Session:
             self.progress.on_step(info)
             if saves:
                 self._save()
+                self.processes.wait()
             if self._evaluation_due() and not self._stopping():
                 self._evaluate()
+                self.processes.wait()
 
     def _stopping(self) -> bool:
         """Whether the run is to end here: all processes end at the same step, whichever of them got the signal."""
@@ -167,7 +174,8 @@ class Session:
         return self.step == self.config.steps or bool(every and self.step and self.step % every == 0)
 
     def _evaluate(self) -> None:
-        if not self.processes.main:
+        model = self.engine.whole_model()
+        if model is None or not self.processes.main:
             return
         chosen = self.config.evaluation
         # A session that resumes at this step leaves out what was tested before it stopped.
@@ -179,7 +187,7 @@ class Session:
             self.check_claim()
             with autocast(self.config.precision, self.device):
                 found = evaluate(
-                    self.engine.model,
+                    model,
                     self.task,
                     [length],
                     sequences=chosen.sequences,
@@ -222,6 +230,7 @@ class Session:
         where, count = environment(self.device), model.num_parameters()
         if self.processes.world > 1:
             where["processes"] = self.processes.world
+        self.memory, unknown = self.engine.memory()
         if self.folder.state == "started":
             changed = differences(records.header(self.folder.entries, path).get("config", {}), config.to_dict())
             message = f"resumed from step {self.step}" + "".join(f", {line}" for line in changed)
@@ -246,12 +255,17 @@ class Session:
                 data_hash=data_hash(config.task, self.engine.first_batch()),
                 command=command or repeat,
                 parameters=count,
+                memory=self.memory.to_dict(),
                 started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             )
             self._write_bandwidths()
-        threads = torch.get_num_threads()
-        start = StartInfo(config.label, config.method, self.step, config.steps, count, where["device"], threads, path)
+        threads, memory = torch.get_num_threads(), str(self.memory)
+        start = StartInfo(
+            config.label, config.method, self.step, config.steps, count, where["device"], threads, path, memory
+        )
         self.progress.on_start(start)
+        if unknown is not None:
+            self._event("memory", unknown)
 
     def _write_step(self, info: StepInfo) -> None:
         self.writer.write(
@@ -267,7 +281,7 @@ class Session:
         self._write_bandwidths()
 
     def _write_bandwidths(self) -> None:
-        found = self.engine.model.bandwidths()
+        found = self.engine.bandwidths()
         self.writer.write("bandwidth", step=self.step, values={name: beta.tolist() for name, beta in found.items()})
 
     def _event(self, event: str, message: str, **values: Any) -> None:
@@ -275,21 +289,25 @@ class Session:
         self.progress.on_event(message)
 
     def _save(self) -> None:
-        """Hand this step's checkpoint to the background writer."""
-        if not self.processes.main:
+        """Hand this step's checkpoint to the background writer; parts of one are written here, by all together."""
+        if not self.processes.main and not self.engine.sharded:
             return
         self.check_claim()
         # First, so that there is one copy of the numbers at a time.
         self.background.wait()
-        step, take = self.step, snapshot(self.engine.tensors())
-        engine = self.engine
-        state = {"elapsed": self._elapsed(), "scaler": engine.scaler_state(), "accumulation": engine.accumulation}
-        path, keep, spare = self.folder.path, self.config.keep, self._best()
-
-        def write() -> Path:
-            return checkpoints.save(path, step, **take(), state=state, facts=self.facts, keep=keep, spare=spare)
-
-        self.background.start(write)
+        engine, step, path = self.engine, self.step, self.folder.path
+        tensors: dict[str, Any] = engine.tensors()
+        what: dict[str, Any] = {
+            "state": {"elapsed": self._elapsed(), "scaler": engine.scaler_state(), "accumulation": engine.accumulation},
+            "facts": self.facts,
+            "keep": self.config.keep,
+            "spare": self._best(),
+        }
+        if engine.sharded:
+            self.background.saved = save_shards(path, step, self.processes, **what, **tensors)
+            return
+        take: Callable[[], dict[str, Any]] = snapshot(tensors)
+        self.background.start(lambda: checkpoints.save(path, step, **what, **take()))
 
     def _best(self) -> list[int]:
         """The steps of the best checkpoints that are there, as many as are to stay."""
@@ -323,11 +341,14 @@ class Session:
         fix = (
             "start a new run with more accumulation (same result, less memory), or with a lower batch or lower lengths"
         )
+        if not self.config.gradient_checkpointing:
+            fix = f"resume with gradient_checkpointing=true (same result, slower), or {fix}"
         if self.config.on_out_of_memory == "stop" and self.processes.world == 1:
             fix = f"resume with on_out_of_memory=halve, which splits the batch further, or {fix}"
         return TrainingError(
             f"The memory of {self.device} is used up after step {self.step}",
-            found=f"{self.config.batch} sequences in {self.engine.accumulation} parts, in {self.processes.world} processes",
+            found=f"{self.config.batch} sequences in {self.engine.accumulation} parts, in {self.processes.world} processes"
+            + ("" if self.memory is None else f"; a step needs {self.memory}"),
             fix=f"{fix}; if a test used it up, lower evaluation.batch_tokens",
         )
 

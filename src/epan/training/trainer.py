@@ -50,6 +50,9 @@ def _task(config: RunConfig) -> Task:
 
 def _device(config: RunConfig) -> torch.device:
     device = local_device(find_device(config.device))
+    if config.precision == "fp16" and config.parallel == "fsdp":
+        reason = "whether a scaled gradient overflowed is known to each process of its part alone"
+        raise UnsupportedError("precision fp16 with parallel=fsdp", reason, "take precision=bf16 or parallel=ddp")
     if config.precision == "fp16" and device.type != "cuda":
         fix = "take precision=bf16 or fp32, or a GPU"
         raise UnsupportedError(f"precision fp16 on {device.type}", "its loss scaling needs a GPU", fix)
