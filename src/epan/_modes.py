@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_plain", "is_traced", "is_transformed"]
+__all__ = ["is_exported", "is_plain", "is_traced", "is_transformed"]
 
 # Modes in which tensors hold no numbers or every step is recorded; others, such as counters of operations, only watch.
 _INFRA_MODES = ("FAKE", "PROXY", "FUNCTIONAL")
@@ -14,6 +14,11 @@ _INFRA_MODES = ("FAKE", "PROXY", "FUNCTIONAL")
 def is_transformed() -> bool:
     """True under a functorch transform (vmap, jvp, grad, …) and under forward-mode differentiation."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def is_exported() -> bool:
+    """True while torch.export traces. (torch.compiler.is_exporting() says so of torch.compile, too, in torch 2.11.)"""
+    return torch.compiler._is_exporting_flag
 
 
 def is_traced() -> bool:

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 __all__ = ["next_token_loss"]
 
+_IGNORED = -100
+
 
 def next_token_loss(
     logits: torch.Tensor, tokens: torch.Tensor, loss_mask: torch.Tensor
@@ -25,8 +27,14 @@ def next_token_loss(
     The sum, in at least float32 with gradient, and the count (int64); both 0-d tensors. Without a loss token both are
     0.
     """
-    target_mask = loss_mask[:, 1:]
-    chosen = logits[:, : tokens.shape[1] - 1][target_mask]
-    if chosen.dtype not in (torch.float32, torch.float64):
-        chosen = chosen.float()
-    return F.cross_entropy(chosen, tokens[:, 1:][target_mask], reduction="sum"), target_mask.sum()
+    target_mask, targets = loss_mask[:, 1:], tokens[:, 1:]
+    logits = logits[:, : tokens.shape[1] - 1]
+    full = torch.promote_types(logits.dtype, torch.float32)
+    if logits.is_cuda:
+        # How many there are is not known to the host, which would have to wait for it.
+        targets = targets.masked_fill(~target_mask, _IGNORED)
+        total = F.cross_entropy(
+            logits.flatten(0, 1).to(full), targets.flatten(), reduction="sum", ignore_index=_IGNORED
+        )
+        return total, target_mask.sum()
+    return F.cross_entropy(logits[target_mask].to(full), targets[target_mask], reduction="sum"), target_mask.sum()

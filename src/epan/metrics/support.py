@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -85,6 +86,17 @@ class SupportMeter:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, names: Iterable[str], sums: torch.Tensor) -> SupportMeter:
+        """The meter that :meth:`sums` describes."""
+        meter = cls()
+        meter._sums = dict(zip(names, sums, strict=True))
+        return meter
+
+    def sums(self) -> tuple[list[str], torch.Tensor]:
+        """Names of the memories, and what was added up of each, (memories, 4) float64, on their device."""
+        return [*self._sums], torch.stack([*self._sums.values()]) if self._sums else torch.zeros(0, 4)
 
     def add(self, name: str, stats: RowStats, valid: torch.Tensor, allowed: torch.Tensor) -> None:
         """Take in one batch of one memory.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._modes import is_transformed
+from .._modes import is_exported, is_transformed
 from ..errors import EpanError
 from ..ops.triton.support import machine_obstacle
 from ._unit import unit_norm
@@ -96,7 +96,7 @@ def _is_fused(*tensors: Tensor | None) -> bool:
     if machine_obstacle(there[0].device) is not None or any(tensor.dtype not in _FUSED for tensor in there):
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
+        return not is_exported()
     return not is_transformed()
 
 

@@ -235,15 +235,13 @@ class PersistentMemory(PerHead, nn.Module):
             keys, scale = keys * scale, 1.0
         # The output is linear in the values, so the gain may be on them.
         values = self.values * torch.exp(10 * self.log_gain)[:, None, None]
-        # All sequences read the same pairs, so they are queries of one sequence: one matrix product per head. A GPU has
-        # enough to do with each sequence, and is spared the copy.
-        fold = not queries.is_cuda
-        if fold:
-            queries = queries.transpose(0, 1).reshape(1, h, b * t, d)
+        # All sequences read the same pairs, so they are queries of one sequence: one matrix product per head, no copy of the
+        # pairs for each sequence, and no sum of their gradients over all of them.
+        queries = queries.transpose(0, 1).reshape(1, h, b * t, d)
         result = attention(
             queries,
-            keys.to(queries.dtype).expand(queries.shape[0], -1, -1, -1),
-            values.to(queries.dtype).expand(queries.shape[0], -1, -1, -1),
+            keys.to(queries.dtype)[None],
+            values.to(queries.dtype)[None],
             dropout_p=self.dropout if self.training else 0.0,
             scale=scale,
             kernel=self.kernel if self.order is None else self.order(),
@@ -252,9 +250,8 @@ class PersistentMemory(PerHead, nn.Module):
             return_stats=return_stats,
         )
         out, stats = with_stats(result)
-        if fold:
-            out = out.view(h, b, t, d).transpose(0, 1)
-        if fold and stats is not None:
+        out = out.view(h, b, t, d).transpose(0, 1)
+        if stats is not None:
             stats = map_stats(lambda field: field.view(h, b, t).transpose(0, 1), stats)
         return self.output(merge_heads(out)), state, stats
 

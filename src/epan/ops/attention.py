@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import as_integer, as_real, check_flag, check_floats, check_strided, fits, on_device
-from .._modes import is_traced, is_transformed
+from .._modes import is_exported, is_traced, is_transformed
 from ..errors import EpanError, UnsupportedError, unknown_name
 from ..kernels import Kernel, Polynomial
 from ..kernels import get as get_kernel
@@ -307,7 +307,7 @@ def choose_backend(
     """
     if is_transformed() and not torch.compiler.is_compiling():
         return "eager", "a functorch transform or forward-mode differentiation is active"
-    if torch.compiler.is_compiling() and torch.compiler.is_exporting():
+    if is_exported():
         return "eager", "an export is active"
     if query is not None and query.is_cuda:
         rule = get_normalization("adaptive") if normalization is None else normalization

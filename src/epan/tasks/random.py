@@ -42,25 +42,44 @@ class Stream:
     ----------
     name: name of the task.
     seed, step, split: which data; different ones give unrelated streams.
-    first, batch: index of the first sequence, and how many.
+    first, batch: index of the first sequence, and how many of each step.
     device: where the tensors live.
+    steps: how many steps, from ``step`` on; their sequences follow one another.
     """
 
     def __init__(
-        self, name: str, seed: int, step: int, split: str, first: int, batch: int, device: torch.device | str
+        self,
+        name: str,
+        seed: int,
+        step: int,
+        split: str,
+        first: int,
+        batch: int,
+        device: torch.device | str,
+        steps: int = 1,
     ) -> None:
-        self.name, self.seed, self.step, self.split = name, seed, step, split
-        self.batch, self.device = batch, torch.device(device)
-        self._sequences = torch.arange(first, first + batch, device=self.device)
+        self.name, self.seed, self.step, self.split, self.steps = name, seed, step, split, steps
+        self.batch, self.device = batch * steps, torch.device(device)
+        self._sequences = torch.arange(first, first + batch, device=self.device).repeat(steps)
 
-    def key(self, tag: str) -> int:
-        """κ: the 64-bit key of everything drawn under ``tag``."""
-        words = repr((self.name, self.seed, self.split, self.step, tag)).encode()
+    def key(self, tag: str, step: int | None = None) -> int:
+        """κ: the 64-bit key of everything drawn under ``tag`` in a step, the first one if None."""
+        words = repr((self.name, self.seed, self.split, self.step if step is None else step, tag)).encode()
         return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
+
+    def _keys(self, tag: str) -> int | Tensor:
+        """κ of every sequence."""
+        if self.steps == 1:
+            return self.key(tag)
+        keys = torch.tensor([self.key(tag, self.step + index) for index in range(self.steps)])
+        if self.device.type == "cuda":
+            # From pinned memory, so that nothing waits for the GPU.
+            keys = keys.pin_memory().to(self.device, non_blocking=True)
+        return keys.to(self.device).repeat_interleave(self.batch // self.steps)
 
     def bits(self, tag: str, columns: int) -> Tensor:
         """64 random bits per sequence and column: (batch, columns) int64."""
-        rows = mix(self._sequences * _STEP + self.key(tag))
+        rows = mix(self._sequences * _STEP + self._keys(tag))
         return mix(rows[:, None] + torch.arange(1, columns + 1, device=self.device) * _STEP)
 
     def words(self, tag: str, columns: int) -> Tensor:

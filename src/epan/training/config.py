@@ -226,6 +226,11 @@ class RunConfig:
         CPU threads; none leaves the setting of the process.
     compile
         whether torch.compile builds the training step.
+    cuda_graph
+        whether steps are recorded as one CUDA graph and queued, so that small models do not wait for Python;
+        none: wherever that can be (an NVIDIA GPU, one process, bf16 or fp32, no gradient_checkpointing).
+    deterministic
+        whether a GPU takes algorithms that give the same bits each time, slower ones where it must.
     log_every
         steps between lines of the record.
     checkpoint_every
@@ -264,6 +269,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = None
     compile: bool = False
+    cuda_graph: bool | None = None
+    deterministic: bool = False
     log_every: int = 10
     checkpoint_every: int | None = None
     keep: int = 2

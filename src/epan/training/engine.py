@@ -7,14 +7,15 @@ the same weights, and take the same decisions.
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from epan.errors import EpanError, lab_imports
+from epan.errors import EpanError, UnsupportedError, lab_imports
 from epan.metrics import next_token_loss
 from epan.models import LanguageModel
 from epan.tasks import Batch, Task
@@ -27,6 +28,7 @@ from epan.training.loading import build_model
 from epan.training.memory import MemoryEstimate, estimate
 from epan.training.optimization import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from epan.training.processes import Processes
+from epan.training.resident import ResidentStep
 from epan.training.sharding import gather_weights, shard, whole
 from epan.training.stream import micro_batches, step_seed, trim
 
@@ -48,6 +50,11 @@ def own_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
         from accelerate.state import AcceleratorState, GradientState, PartialState
 
     threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if config.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # accelerate keeps the first device and precision of a process for good; the next run may have others.
     shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
     before = [dict(state) for state in shared]
@@ -57,9 +64,15 @@ def own_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
                 state.clear()
             if config.threads is not None:
                 torch.set_num_threads(config.threads)
+            if config.deterministic:
+                torch.use_deterministic_algorithms(True)
+                # Nothing here reads what it has not written.
+                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             yield
         finally:
             torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict)
+            torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
             for state, content in zip(shared, before, strict=True):
                 state.clear()
                 state.update(content)
@@ -69,7 +82,8 @@ class StepOutcome(NamedTuple):
     """What one step gave: ``norm`` before clipping, ``tokens`` with padding, ``skipped`` None or the reason.
 
     All but ``support``, which is that of this process, are those of all processes. ``halved`` says that the memory was
-    used up and into how many parts the batch is split from this step on, else None.
+    used up and into how many parts the batch is split from this step on, else None. ``bandwidths`` are those after the step
+    by layer where the engine was ahead of it already when it was told, else None: then they are those of the model.
     """
 
     loss: float
@@ -79,6 +93,18 @@ class StepOutcome(NamedTuple):
     support: float | None
     skipped: str | None
     halved: str | None = None
+    bandwidths: dict[str, list[float]] | None = None
+
+
+def recordable(config: RunConfig, device: torch.device, processes: Processes) -> str | None:
+    """Why steps cannot be recorded as a CUDA graph, or None."""
+    reasons = {
+        f"the device is {device.type}": device.type != "cuda",
+        "several processes add up their gradients": processes.world > 1,
+        "precision fp16 changes its loss scale as it goes on": config.precision == "fp16",
+        "gradient_checkpointing reads the state of the random numbers": config.gradient_checkpointing,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 class Engine:
@@ -90,6 +116,7 @@ class Engine:
     sharded: whether the processes share the weights, too (``parallel`` is fsdp, and there are several).
     updating: True while weights are being changed, when no checkpoint may be taken.
     accumulation: micro-batches of a step; more than in the config where the memory was too small.
+    queued: whether steps are recorded and started ahead of their results (``cuda_graph``).
     """
 
     def __init__(
@@ -106,6 +133,11 @@ class Engine:
         self.processes = processes or Processes()
         self.lengths = config.lengths or task.train_lengths
         self.sharded = config.parallel == "fsdp" and self.processes.world > 1
+        obstacle = recordable(config, device, self.processes)
+        if config.cuda_graph and obstacle is not None:
+            raise UnsupportedError("cuda_graph=true", obstacle, "leave cuda_graph out")
+        self.queued = config.cuda_graph is not False and obstacle is None
+        self._resident: ResidentStep | None = None
         self.model = model.train()
         self.model.gradient_checkpointing = config.gradient_checkpointing
         if self.sharded:
@@ -133,7 +165,7 @@ class Engine:
         # already it has to know no more than the precision.
         self._forward = self._accelerator.prepare_model(model, evaluation_mode=self.sharded)
         self._optimizer = self._accelerator.prepare_optimizer(self._adamw)
-        if config.compile and not self.sharded:
+        if config.compile and not self.sharded and not self.queued:
             self._forward = torch.compile(self._forward, dynamic=True)
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
@@ -200,6 +232,72 @@ class Engine:
 
         return estimate(self.model, loss_of, rows, self.device)
 
+    def steps(
+        self, first: int, last: int, measured: Callable[[int], bool], stopping: Callable[[], bool]
+    ) -> Iterator[StepOutcome]:
+        """Do optimizer steps ``first`` … ``last`` − 1 (from 0), and tell their outcomes in order.
+
+        Ends early, after a step, where ``stopping`` says yes. Once it has ended, the weights are those after the last outcome;
+        before that they may be ahead.
+
+        Parameters
+        ----------
+        measured: whether the support after step number n (from 1) is wanted.
+
+        Raises
+        ------
+        TrainingError, torch.OutOfMemoryError: as :meth:`take_step`.
+        """
+        if self.queued:
+            yield from self._queued_steps(first, last, measured, stopping)
+            return
+        for step in range(first, last):
+            # Whoever asks for steps has looked before the first one.
+            if step > first and stopping():
+                return
+            yield self.take_step(step, measure=measured(step + 1))
+
+    def _queued_steps(
+        self, first: int, last: int, measured: Callable[[int], bool], stopping: Callable[[], bool]
+    ) -> Iterator[StepOutcome]:
+        parts, step = self.accumulation, first
+        resident = self._recorded()
+        halved = self._halved(step, parts) if self.accumulation > parts else None
+        tokens = resident.tokens
+        # Until the last result is there, the weights are ahead of what is told.
+        self.updating = True
+        while step < last:
+            for result in resident.run(step, last, measured, stopping):
+                skipped, step = None, result.step + 1
+                if result.finite:
+                    self._skips = 0
+                else:
+                    self.updating = False
+                    skipped = self._skip(result.step, result.loss)
+                    self._optimizer.zero_grad()
+                    self.updating = True
+                rate = learning_rate(self.config.optimizer, result.step, self.config.steps)
+                yield StepOutcome(
+                    result.loss, result.norm, rate, tokens, result.support, skipped, halved, result.bandwidths
+                )
+                halved = None
+            if stopping():
+                break
+        self.updating = False
+
+    def _recorded(self) -> ResidentStep:
+        while self._resident is None:
+            try:
+                self._resident = ResidentStep(
+                    self.config, self.task, self.model, self._adamw, self.lengths, self.device, self.accumulation
+                )
+            except torch.OutOfMemoryError:
+                if not self._may_split():
+                    raise
+            if self._resident is None:
+                self._split_further()
+        return self._resident
+
     def take_step(self, step: int, *, measure: bool) -> StepOutcome:
         """Do optimizer step ``step`` (from 0); ``measure`` also finds the support size.
 
@@ -217,8 +315,7 @@ class Engine:
         loss, norm, tokens, support = self._backward(step, measure)
         skipped = halved = None
         if self.accumulation > parts:
-            halved = f"the memory of {self.device} was used up in step {step + 1}; its batch is split into "
-            halved += f"{self.accumulation} parts of {self._rows(self.accumulation)} from here on, not {parts}"
+            halved = self._halved(step, parts)
         if math.isfinite(loss) and math.isfinite(norm):
             self.updating = True
             self._optimizer.step()
@@ -251,20 +348,32 @@ class Engine:
         # Where the step stopped, accelerate counts from.
         self._accelerator.step = 0
 
+    def _halved(self, step: int, before: int) -> str:
+        return (
+            f"the memory of {self.device} was used up in step {step + 1}; its batch is split into {self.accumulation} parts "
+            f"of {self._rows(self.accumulation)} from here on, not {before}"
+        )
+
+    def _may_split(self) -> bool:
+        return self.config.on_out_of_memory == "halve" and self._rows(self.accumulation) > 1
+
+    def _split_further(self) -> None:
+        """Halve the micro-batches; outside of the handler of the error, whose traceback would keep the activations."""
+        rows = self._rows(self.accumulation)
+        self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._split(self.accumulation * next(factor for factor in range(2, rows + 1) if rows % factor == 0))
+
     def _fitting_gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
         """As ``_gradient``; as often as the memory is too small, the micro-batches are halved first, if they may be."""
         while True:
             try:
                 return self._gradient(step, measure)
             except torch.OutOfMemoryError:
-                rows = self._rows(self.accumulation)
-                if self.config.on_out_of_memory == "stop" or rows == 1:
+                if not self._may_split():
                     raise
-            # Outside of the handler, whose traceback would keep the activations.
-            self.model.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._split(self.accumulation * next(factor for factor in range(2, rows + 1) if rows % factor == 0))
+            self._split_further()
 
     def _gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
         """Gradient of the step's mean loss: loss, tokens, support size."""

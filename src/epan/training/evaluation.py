@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -132,15 +133,23 @@ def add_support(
     ends = length - 1 - batch.loss_mask.flip(1).int().argmax(dim=1)
     valid = torch.arange(length - 1, device=ends.device) < ends[:, None]
     for name, row_stats in stats.items():
-        meter.add(name, row_stats, valid, _allowed(model, name, length - 1))
+        meter.add(name, row_stats, valid, _allowed(model, name, length - 1, ends.device))
     return meter
 
 
-def _allowed(model: LanguageModel, name: str, length: int) -> torch.Tensor:
-    config = model.config
+def _allowed(model: LanguageModel, name: str, length: int, device: torch.device) -> torch.Tensor:
+    config, kind = model.config, name.rsplit(".", 1)[-1]
     if not isinstance(config, MemoryMosaicConfig):
-        return allowed_keys(name, length)
-    return allowed_keys(name, length, size=config.size, window=config.short_window, skip=config.skip)
+        return _allowed_on(kind, length, None, None, 1, device)
+    return _allowed_on(kind, length, config.size, config.short_window, config.skip, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _allowed_on(
+    kind: str, length: int, size: int | None, window: int | None, skip: int, device: torch.device
+) -> torch.Tensor:
+    # Kept, because a copy to a GPU would wait for it.
+    return allowed_keys(kind, length, size=size, window=window, skip=skip).to(device)
 
 
 def _device(model: LanguageModel) -> torch.device:

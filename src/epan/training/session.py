@@ -17,7 +17,7 @@ from epan.training import checkpoint as checkpoints
 from epan.training import records
 from epan.training.claims import ClaimLost
 from epan.training.config import RunConfig
-from epan.training.engine import Engine
+from epan.training.engine import Engine, StepOutcome
 from epan.training.environment import commit, data_hash, environment
 from epan.training.errors import TrainingError
 from epan.training.evaluation import evaluate, lengths_to_test
@@ -109,55 +109,74 @@ class Session:
     # ------------------------------------------------------------------ the loop
 
     def _loop(self) -> None:
-        config, every = self.config, self.config.checkpoint_every
-        start, first = time.perf_counter(), self.step
-        window_tokens, window_seconds = 0, 0.0
         if self.folder.state == "started" and self._evaluation_due():
             self._evaluate()
             self.processes.wait()
-        while self.step < config.steps and not self._stopping():
-            self.check_claim()
-            before = time.perf_counter()
-            number = self.step + 1
-            logged = number % config.log_every == 0 or number == config.steps
-            outcome = self.engine.take_step(self.step, measure=logged)
-            self.step, self.loss = number, outcome.loss
-            now = time.perf_counter()
-            window_tokens, window_seconds = window_tokens + outcome.tokens, window_seconds + now - before
-            saves = number == config.steps or bool(every and number % every == 0)
-            saves = saves or bool(config.keep_best and self._evaluation_due())
-            # Before a step that saves is told, the checkpoint before it is on the disk: a kill takes one interval at most.
-            if saves:
-                self.background.wait()
-            else:
-                self.background.poll()
-            if outcome.support is not None:
-                self.support = outcome.support
-            info = StepInfo(
-                step=number,
-                steps=config.steps,
-                loss=outcome.loss,
-                learning_rate=outcome.learning_rate,
-                gradient_norm=outcome.norm,
-                tokens_per_second=window_tokens / window_seconds,
-                elapsed=self._elapsed(),
-                remaining=(now - start) / (number - first) * (config.steps - number),
-                support=self.support,
-            )
-            if outcome.halved:
-                self._event("halved", outcome.halved)
-            if outcome.skipped:
-                self._event("skipped", outcome.skipped)
-            if logged:
-                self._write_step(info)
-                window_tokens, window_seconds = 0, 0.0
-            self.progress.on_step(info)
-            if saves:
+        self.first, self.window_tokens, self.window_seconds = self.step, 0, 0.0
+        if self.engine.queued:
+            self.progress.on_event("recording the step; the first time on a machine its kernels are compiled")
+        self.started = time.perf_counter()
+        while self.step < self.config.steps and not self._stopping():
+            self.mark, before = time.perf_counter(), self.step
+            for outcome in self.engine.steps(self.step, self._next_stop(), self._is_logged, self._stopping):
+                self._take_in(outcome)
+            if self.step == before:
+                continue
+            if self._saves():
                 self._save()
                 self.processes.wait()
             if self._evaluation_due() and not self._stopping():
                 self._evaluate()
                 self.processes.wait()
+
+    def _take_in(self, outcome: StepOutcome) -> None:
+        """Tell and write what one step gave."""
+        self.check_claim()
+        self.step, self.loss = self.step + 1, outcome.loss
+        now = time.perf_counter()
+        self.window_tokens += outcome.tokens
+        self.window_seconds += now - self.mark
+        self.mark = now
+        # Before a step that saves is told, the checkpoint before it is on the disk: a kill takes one interval at most.
+        if self._saves():
+            self.background.wait()
+        else:
+            self.background.poll()
+        if outcome.support is not None:
+            self.support = outcome.support
+        info = StepInfo(
+            step=self.step,
+            steps=self.config.steps,
+            loss=outcome.loss,
+            learning_rate=outcome.learning_rate,
+            gradient_norm=outcome.norm,
+            tokens_per_second=self.window_tokens / max(self.window_seconds, 1e-9),
+            elapsed=self._elapsed(),
+            remaining=(now - self.started) / (self.step - self.first) * (self.config.steps - self.step),
+            support=self.support,
+        )
+        if outcome.halved:
+            self._event("halved", outcome.halved)
+        if outcome.skipped:
+            self._event("skipped", outcome.skipped)
+        if self._is_logged(self.step):
+            self._write_step(info, outcome.bandwidths)
+            self.window_tokens, self.window_seconds = 0, 0.0
+        self.progress.on_step(info)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.config.steps
+
+    def _saves(self) -> bool:
+        """Whether this step has a checkpoint."""
+        every = self.config.checkpoint_every
+        due = self.step == self.config.steps or bool(every and self.step % every == 0)
+        return due or bool(self.config.keep_best and self._evaluation_due())
+
+    def _next_stop(self) -> int:
+        """The next step at which the weights themselves are needed."""
+        periods = [period for period in (self.config.checkpoint_every, self.config.evaluation.every) if period]
+        return min([self.config.steps, *(self.step - self.step % period + period for period in periods)])
 
     def _stopping(self) -> bool:
         """Whether the run is to end here: all processes end at the same step, whichever of them got the signal."""
@@ -267,7 +286,7 @@ class Session:
         if unknown is not None:
             self._event("memory", unknown)
 
-    def _write_step(self, info: StepInfo) -> None:
+    def _write_step(self, info: StepInfo, bandwidths: dict[str, list[float]] | None) -> None:
         self.writer.write(
             "step",
             step=info.step,
@@ -278,11 +297,12 @@ class Session:
             elapsed=info.elapsed,
             support=info.support,
         )
-        self._write_bandwidths()
+        self._write_bandwidths(bandwidths)
 
-    def _write_bandwidths(self) -> None:
-        found = self.engine.bandwidths()
-        self.writer.write("bandwidth", step=self.step, values={name: beta.tolist() for name, beta in found.items()})
+    def _write_bandwidths(self, found: dict[str, list[float]] | None = None) -> None:
+        if found is None:
+            found = {name: beta.tolist() for name, beta in self.engine.bandwidths().items()}
+        self.writer.write("bandwidth", step=self.step, values=found)
 
     def _event(self, event: str, message: str, **values: Any) -> None:
         self.writer.write("event", event=event, step=self.step, message=message, **values)
