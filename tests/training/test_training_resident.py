@@ -77,6 +77,15 @@ def test_queued_steps_are_plain_steps(
         assert steps == {11.0}
 
 
+def test_measuring_changes_nothing(tiny: Callable[..., RunConfig], queued: None) -> None:
+    config = tiny({"dropout": 0.2}, steps=8)
+    found = []
+    for every in (1, 100):
+        with engine_of(config) as ours:
+            found.append([outcome.loss for outcome in ours.steps(0, 8, lambda n, k=every: n % k == 0, lambda: False)])
+    assert found[0] == found[1]
+
+
 def test_bandwidths_are_those_after_their_step(tiny: Callable[..., RunConfig], queued: None) -> None:
     with engine_of(tiny({"dropout": 0.0}, steps=9)) as ours:
         found = list(ours.steps(0, 8, lambda number: number in (2, 8), lambda: False))

@@ -33,6 +33,9 @@ class SweepOptions:
         tuple[str, ...],
         Parameter(negative="", consume_multiple=True, help="GPUs to spread the runs over, such as 0,1 (default all)."),
     ] = ()
+    pack: Annotated[
+        int, Parameter(help="Runs that a worker trains at once on its GPU; small ones fill it better (default 1).")
+    ] = 1
     wait: Annotated[
         bool, Parameter(negative="", help="Stay until the runs of other commands on this folder have ended, too.")
     ] = False
@@ -63,6 +66,8 @@ def sweep(
     out = options.out or Path("runs") / file.stem
     runs = f"{len(configs)} run{'s' if len(configs) != 1 else ''}"
     at_once = f"{options.workers} at a time" + (f" on each GPU ({', '.join(gpus)})" if gpus else "")
+    if options.pack > 1:
+        at_once = at_once.replace("at a time", f"times {options.pack} at a time", 1)
     print(f"Sweep {file}: {runs}, {at_once} with {options.threads} thread(s) each, in {out}", flush=True)
     shown = show_sweep()
     try:
@@ -72,6 +77,7 @@ def sweep(
             workers=options.workers,
             threads=options.threads,
             gpus=gpus,
+            pack=options.pack,
             wait=options.wait,
             progress=shown,
         )

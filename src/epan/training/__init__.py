@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from epan.training.parsing import load_config, override
     from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
     from epan.training.sweep import RunState, SweepProgress, SweepResult, load_sweep, run_sweep
+    from epan.training.together import train_together
     from epan.training.trainer import check, train
     from epan.training.verification import Finding, verify
 
@@ -41,6 +42,7 @@ _HOME = {
     "SweepResult": "sweep",
     "load_sweep": "sweep",
     "run_sweep": "sweep",
+    "train_together": "together",
     "check": "trainer",
     "train": "trainer",
     "Finding": "verification",
@@ -76,6 +78,7 @@ __all__ = [
     "records",
     "run_sweep",
     "train",
+    "train_together",
     "verify",
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ __all__ = ["MOST_SKIPS", "Engine", "StepOutcome", "own_settings"]
 
 # A run whose steps are skipped this often in a row will not recover.
 MOST_SKIPS = 20
+
+# What accelerate sets up belongs to the process: runs that share one take turns.
+_preparing = threading.Lock()
 
 
 @contextmanager
@@ -127,8 +131,6 @@ class Engine:
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-
         self.config, self.task, self.device = config, task, device
         self.processes = processes or Processes()
         self.lengths = config.lengths or task.train_lengths
@@ -148,12 +150,22 @@ class Engine:
         self._skips = 0
         self._adamw = build_optimizer(model, config.optimizer, device)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._forward: Any = None
+        with _preparing:
+            self._prepare()
+        if config.compile and not self.sharded and not self.queued:
+            self._forward = torch.compile(self._forward, dynamic=True)
+
+    def _prepare(self) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        config = self.config
         threads = torch.get_num_threads()
         with warnings.catch_warnings():
             # On several CPU processes accelerate chooses the threads, and says so; they are the run's.
             warnings.filterwarnings("ignore", message="OMP_NUM_THREADS", category=UserWarning)
             self._accelerator: Accelerator = Accelerator(
-                cpu=device.type == "cpu",
+                cpu=self.device.type == "cpu",
                 mixed_precision="no" if config.precision == "fp32" else config.precision,
                 gradient_accumulation_steps=config.accumulation,
                 # Gradients are views of what is sent: no copy. A static graph would gain nothing beside that, as long as
@@ -163,10 +175,8 @@ class Engine:
         torch.set_num_threads(threads)
         # accelerate's own way to FSDP2 casts the weights and is set up by variables of the process; of a model that is split
         # already it has to know no more than the precision.
-        self._forward = self._accelerator.prepare_model(model, evaluation_mode=self.sharded)
+        self._forward = self._accelerator.prepare_model(self.model, evaluation_mode=self.sharded)
         self._optimizer = self._accelerator.prepare_optimizer(self._adamw)
-        if config.compile and not self.sharded and not self.queued:
-            self._forward = torch.compile(self._forward, dynamic=True)
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Take over weights, moments and loss scale; EpanError if they belong to another model."""

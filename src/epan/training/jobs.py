@@ -16,11 +16,18 @@ from epan.training import claims, records
 from epan.training.config import RunConfig
 from epan.training.worker import TAKEN
 
-__all__ = ["Job", "Run", "RunState", "Status"]
+__all__ = ["Job", "Run", "RunState", "Status", "alike"]
 
 Status = Literal["queued", "running", "elsewhere", "finished", "skipped", "failed", "interrupted"]
 
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+
+
+def alike(config: RunConfig) -> tuple[object, ...] | None:
+    """What runs of one process must have in common; None for one that needs a process of its own."""
+    if config.cuda_graph is False or config.gradient_checkpointing or config.precision == "fp16":
+        return None
+    return (config.device, config.precision, config.threads, config.deterministic)
 
 
 @dataclass

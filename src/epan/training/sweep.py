@@ -17,8 +17,9 @@ from epan.errors import EpanError
 from epan.training import claims
 from epan.training.config import RunConfig
 from epan.training.folder import open_folder
+from epan.training.gpus import visible_gpus
 from epan.training.interruption import Interruption
-from epan.training.jobs import Job, Run, RunState
+from epan.training.jobs import Job, Run, RunState, alike
 from epan.training.sweepfile import load_sweep
 
 __all__ = ["RunState", "SweepProgress", "SweepResult", "load_sweep", "run_sweep"]
@@ -63,6 +64,7 @@ def run_sweep(
     workers: int = 2,
     threads: int = 1,
     gpus: Sequence[str] = (),
+    pack: int = 1,
     wait: bool = False,
     progress: SweepProgress | None = None,
     validate: bool = True,
@@ -84,6 +86,7 @@ def run_sweep(
     workers: processes at a time, on each GPU if there are ``gpus``.
     threads: CPU threads of each, where the config does not say.
     gpus: names for CUDA_VISIBLE_DEVICES; each process sees one of them. None: all see what this process sees.
+    pack: runs that a process trains at once, on streams of its GPU (``train_together``), where they can be.
     wait: whether to stay, with nothing left to take, until the runs of other calls have ended.
     progress: receives what happens.
     validate: whether to build every task and model once before the first run starts, so that a misspelt name is found
@@ -94,9 +97,13 @@ def run_sweep(
     EpanError: two runs of one label, a run folder with another config, a folder that cannot be written, a config that
         cannot run.
     """
-    for name, value in (("workers", workers), ("threads", threads)):
+    for name, value in (("workers", workers), ("threads", threads), ("pack", pack)):
         if value < 1:
             raise EpanError(f"A sweep needs {name} of at least 1", found=value)
+    if pack > 1 and not (gpus or visible_gpus()):
+        raise EpanError(
+            "Runs share a process on an NVIDIA GPU alone", found=f"pack={pack}, no GPU", fix="raise workers instead"
+        )
     twice = [label for label, count in Counter(config.label for config in configs).items() if count > 1]
     if twice:
         raise EpanError("Two runs have the same label", found=twice[0], fix="give them different names or seeds")
@@ -114,7 +121,7 @@ def run_sweep(
         fix = "give a folder that you may write to"
         raise EpanError(f"The output folder cannot be used: {error.strerror}", found=str(out), fix=fix) from error
     runs = [Run(config, Path(out) / config.label) for config in configs]
-    return _Sweep(runs, logs, workers, threads, gpus or [None], wait, progress or SweepProgress()).go()
+    return _Sweep(runs, logs, workers, threads, gpus or [None], pack, wait, progress or SweepProgress()).go()
 
 
 class _Sweep:
@@ -125,11 +132,12 @@ class _Sweep:
         workers: int,
         threads: int,
         gpus: Sequence[str | None],
+        pack: int,
         wait: bool,
         progress: SweepProgress,
     ) -> None:
         self.runs, self.logs, self.workers, self.threads, self.gpus = runs, logs, workers, threads, gpus
-        self.wait, self.progress = wait, progress
+        self.pack, self.wait, self.progress = pack, wait, progress
         self.states = [run.state for run in runs]
         self.jobs: list[Job] = []
         # What the progress was told last of every run.
@@ -212,25 +220,38 @@ class _Sweep:
 
     def _take(self) -> list[tuple[Run, claims.Claim]]:
         """The runs of the next job, claimed; none if there is nothing to take."""
+        taken: list[tuple[Run, claims.Claim]] = []
         for run in self.runs:
+            if len(taken) == self.pack:
+                break
             if run.state.status != "queued":
                 continue
-            try:
-                claim = claims.take(run.state.out, run.seen.holder)
-            except EpanError as error:
-                run.state.status, run.state.message = "failed", str(error)
-                continue
-            if claim is None:
-                self._learn(run)
-                continue
-            # Another may have trained it to its end since the last look.
-            run.read()
-            if run.outcome in ("finished", "failed"):
-                claim.release()
-                self._learn(run)
-                continue
-            return [(run, claim)]
-        return []
+            if taken:
+                common = alike(taken[0][0].state.config)
+                if common is None or alike(run.state.config) != common:
+                    continue
+            claim = self._claim(run)
+            if claim is not None:
+                taken.append((run, claim))
+        return taken
+
+    def _claim(self, run: Run) -> claims.Claim | None:
+        """The claim on a queued run; None where another was faster, or it cannot be."""
+        try:
+            claim = claims.take(run.state.out, run.seen.holder)
+        except EpanError as error:
+            run.state.status, run.state.message = "failed", str(error)
+            return None
+        if claim is None:
+            self._learn(run)
+            return None
+        # Another may have trained it to its end since the last look.
+        run.read()
+        if run.outcome in ("finished", "failed"):
+            claim.release()
+            self._learn(run)
+            return None
+        return claim
 
     def _start(self, taken: list[tuple[Run, claims.Claim]], gpu: str | None) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from epan.training.engine import own_settings
 from epan.training.folder import Resume, RunFolder, open_folder
 from epan.training.interruption import Interruption
 from epan.training.loading import best_length, build_model, build_task, find_device
-from epan.training.processes import join, local_device, world_size
+from epan.training.processes import Processes, join, local_device, world_size
 from epan.training.progress import Progress, RunResult
 from epan.training.session import Session
 from epan.training.tracking import TrackedWriter, check_trackers
 
-__all__ = ["check", "train"]
+__all__ = ["check", "device_of", "run_alone", "train"]
+
+# Weights are drawn from the random state of the process: runs that share one take turns.
+_building = threading.Lock()
 
 
 def check(config: RunConfig) -> None:
@@ -32,7 +36,7 @@ def check(config: RunConfig) -> None:
     EpanError: an unknown task, model, kernel, option or length, a device that is not there, a precision it does not
         have.
     """
-    _device(config)
+    device_of(config)
     _check_split(config)
     check_trackers(config.track or ())
     task = _task(config)
@@ -48,7 +52,8 @@ def _task(config: RunConfig) -> Task:
     return task
 
 
-def _device(config: RunConfig) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
+    """The device of a run in this process; EpanError where it is not there, or has no such precision."""
     device = local_device(find_device(config.device))
     if config.precision == "fp16" and config.parallel == "fsdp":
         reason = "whether a scaled gradient overflowed is known to each process of its part alone"
@@ -111,16 +116,36 @@ def train(
     TrainingError: loss or gradient is not finite (the module or parameter is named; weights and checkpoints stay
         good), or the memory is used up.
     """
-    device = _device(config)
+    device = device_of(config)
     _check_split(config)
-    check_trackers(config.track or ())
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(own_settings(config, device))
         processes = stack.enter_context(join(device))
-        torch.manual_seed(config.seed)
-        task = _task(config)
-        model = build_model(config, task)
+        return run_alone(
+            config, out, device, interruption, processes, resume=resume, progress=progress, command=command, claim=claim
+        )
+
+
+def run_alone(
+    config: RunConfig,
+    out: str | Path,
+    device: torch.device,
+    interruption: Interruption,
+    processes: Processes,
+    *,
+    resume: Resume,
+    progress: Progress | None,
+    command: str | None = None,
+    claim: str | None = None,
+) -> RunResult:
+    """``train`` where signals, settings and the group of processes are taken care of; several threads may call it."""
+    check_trackers(config.track or ())
+    with ExitStack() as stack:
+        with _building:
+            torch.manual_seed(config.seed)
+            task = _task(config)
+            model = build_model(config, task)
         shown = progress if progress is not None and processes.main else Progress()
         held: list[claims.Claim] = []
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from epan.errors import EpanError
 from epan.training.claims import ClaimLost
+from epan.training.config import RunConfig
 from epan.training.errors import TrainingError
 from epan.training.parsing import load_config
-from epan.training.progress import EvaluationInfo, Progress, StepInfo
+from epan.training.progress import EvaluationInfo, Progress, RunResult, StepInfo
 
 __all__ = ["TAKEN", "main"]
 
@@ -41,28 +43,35 @@ class _StopWithParent(Progress):
 
 
 def main(arguments: list[str]) -> int:
-    """Train each config in the folder beside it, one after the other, resuming what is there."""
-    progress, worst = _StopWithParent(), 0
-    for place in range(0, len(arguments), 3):
-        config, out, claim = arguments[place : place + 3]
-        code = _train(config, Path(out), claim, progress)
-        worst = max(worst, code)
-        if code > 128:
-            break
-    return worst
+    """Train each config in the folder beside it, several at once, resuming what is there."""
+    runs = [arguments[place : place + 3] for place in range(0, len(arguments), 3)]
+    try:
+        configs, outs = [load_config(config) for config, _, _ in runs], [Path(out) for _, out, _ in runs]
+        found = _train(configs, outs, [claim for _, _, claim in runs])
+    except Exception as error:
+        found = [error]
+    return max(_code(result) for result in found)
 
 
-def _train(config: str, out: Path, claim: str, progress: Progress) -> int:
+def _train(configs: list[RunConfig], outs: list[Path], held: Sequence[str]) -> list[RunResult | Exception]:
+    from epan.training.together import train_together
     from epan.training.trainer import train
 
-    try:
-        return train(load_config(config), out, resume="auto", progress=progress, claim=claim).exit_code
-    except EpanError as error:
-        print(error, file=sys.stderr)
-        return TAKEN if isinstance(error, ClaimLost) else 1 if isinstance(error, TrainingError) else 2
-    except Exception:
-        traceback.print_exc()
+    progress = _StopWithParent()
+    if len(configs) == 1:
+        return [train(configs[0], outs[0], resume="auto", progress=progress, claim=held[0])]
+    return train_together(configs, outs, progress=[progress] * len(configs), claims=held)
+
+
+def _code(result: RunResult | Exception) -> int:
+    """The exit code of what a run gave; an error is told."""
+    if isinstance(result, RunResult):
+        return result.exit_code
+    if not isinstance(result, EpanError):
+        traceback.print_exception(result)
         return 1
+    print(result, file=sys.stderr)
+    return TAKEN if isinstance(result, ClaimLost) else 1 if isinstance(result, TrainingError) else 2
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""Several runs in one process: each with the numbers that it has alone, and what ends one or all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small import fingerprint
+
+from epan.errors import EpanError, UnsupportedError
+from epan.training import Progress, RunConfig, RunResult, StepInfo, engine, run_sweep, sweep, together, train
+from epan.training.jobs import alike
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on the CPU are queued, and may share a process."""
+    monkeypatch.setattr(engine, "recordable", lambda *_: None)
+    monkeypatch.setattr(together, "recordable", lambda *_: None)
+
+
+def several(tiny: Callable[..., RunConfig], **changes: object) -> list[RunConfig]:
+    # Without dropout, whose numbers on a CPU come from one generator of the process.
+    kernels = ("biweight", "gaussian", "biweight")
+    configs = [tiny({"dropout": 0.0}, name=f"run-{i}", seed=i, **changes) for i in range(3)]
+    return [
+        dataclasses.replace(config, model=dataclasses.replace(config.model, kernel=kernel))
+        for config, kernel in zip(configs, kernels, strict=True)
+    ]
+
+
+def test_each_run_has_the_numbers_that_it_has_alone(
+    tiny: Callable[..., RunConfig], shared: None, tmp_path: Path
+) -> None:
+    configs = several(tiny, checkpoint_every=3)
+    outs = [tmp_path / config.label for config in configs]
+    found = together.train_together(configs, outs)
+    for config, result in zip(configs, found, strict=True):
+        assert isinstance(result, RunResult)
+        assert result.status == "finished"
+        alone = train(config, tmp_path / "alone" / config.label)
+        assert fingerprint(alone.checkpoint) == fingerprint(result.checkpoint)
+        assert alone.evaluations == result.evaluations
+
+
+class _Fail(Progress):
+    def on_step(self, info: StepInfo) -> None:
+        raise RuntimeError("this one fails")
+
+
+def test_one_that_fails_stops_no_other(tiny: Callable[..., RunConfig], shared: None, tmp_path: Path) -> None:
+    configs = several(tiny)
+    outs = [tmp_path / config.label for config in configs]
+    found = together.train_together(configs, outs, progress=[Progress(), _Fail(), Progress()])
+    assert [type(result).__name__ for result in found] == ["RunResult", "RuntimeError", "RunResult"]
+    assert '"failed"' in (outs[1] / "record.jsonl").read_text()
+
+
+class _Signal(Progress):
+    """Sends the process a signal at a step, as another process would: it reaches the main thread."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_step(self, info: StepInfo) -> None:
+        if info.step in self.steps:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+
+def test_a_signal_saves_all_and_all_go_on(tiny: Callable[..., RunConfig], shared: None, tmp_path: Path) -> None:
+    configs = several(tiny, steps=50, log_every=40)
+    outs = [tmp_path / config.label for config in configs]
+    found = together.train_together(configs, outs, progress=[Progress(), _Signal({8}), Progress()])
+    assert [result.status for result in found] == ["interrupted"] * 3
+    assert all(0 < result.step < 50 and result.checkpoint is not None for result in found)
+    found = together.train_together(configs, outs)
+    for config, result in zip(configs, found, strict=True):
+        assert result.status == "finished"
+        assert fingerprint(result.checkpoint) == fingerprint(train(config, tmp_path / "a" / config.label).checkpoint)
+
+
+def test_runs_that_cannot_share_a_process_are_refused(
+    tiny: Callable[..., RunConfig], shared: None, tmp_path: Path
+) -> None:
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for change in ({"precision": "bf16"}, {"threads": 2}, {"deterministic": True}, {"cuda_graph": False}):
+        with pytest.raises(UnsupportedError, match="beside other runs"):
+            together.train_together([tiny(), tiny(name="b", **change)], outs)
+    with pytest.raises(EpanError, match="folder"):
+        together.train_together([tiny()], outs)
+    assert not any(out.exists() for out in outs)
+
+
+def test_without_a_graph_no_process_is_shared(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="the device is cpu"):
+        together.train_together([tiny()], [tmp_path / "a"])
+    with pytest.raises(EpanError, match="NVIDIA GPU"):
+        run_sweep([tiny()], tmp_path, pack=2)
+
+
+def test_a_sweep_packs_runs_that_are_alike(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0"])
+    configs = [tiny(name=f"run-{i}", seed=i) for i in range(3)]
+    configs += [tiny(name="other", precision="bf16"), tiny(name="alone", gradient_checkpointing=True)]
+    assert alike(configs[-1]) is None
+    jobs: list[list[str]] = []
+
+    class Job:
+        def __init__(self, runs: list, logs: Path, threads: int, gpu: str | None) -> None:
+            jobs.append([run.state.label for run, _ in runs])
+            self.runs, self.gpu = runs, gpu
+
+        def ended(self) -> bool:
+            for run, claim in self.runs:
+                claim.release()
+                run.state.status = "finished"
+            return True
+
+    monkeypatch.setattr(sweep, "Job", Job)
+    run_sweep(configs, tmp_path, workers=1, pack=2)
+    assert jobs == [["run-0", "run-1"], ["run-2"], ["other"], ["alone"]]
+
+
+def test_the_arguments_of_a_worker_train_together(tiny: Callable[..., RunConfig], shared: None, tmp_path: Path) -> None:
+    from epan.training import claims, worker
+
+    configs, arguments = several(tiny)[:2], []
+    for config in configs:
+        out = tmp_path / config.label
+        path = tmp_path / f"{config.label}.json"
+        path.write_text(json.dumps(config.to_dict()))
+        out.mkdir()
+        claim = claims.take(out, None)
+        arguments += [str(path), str(out), claim.holder.name]
+    assert worker.main(arguments) == 0
+    for config in configs:
+        assert '"finished"' in (tmp_path / config.label / "record.jsonl").read_text()
