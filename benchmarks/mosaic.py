@@ -132,13 +132,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "compiled": options.compile, "sdpa": options.sdpa, "tokens_per_second": round(count / middle, 1),
                 "spread": round((cuts[-1] - cuts[0]) / middle, 4), "steps": options.steps, "loss": losses[name],
                 "peak_memory_mb": None if peaks[name] is None else round(peaks[name] or 0.0, 1),
-                "device": device_name(device), "versions": _versions(), "commit": options.commit or commit(), "run": run,
+                "device": device_name(device), "versions": versions(), "commit": options.commit or commit(), "run": run,
             }
         )  # fmt: skip
     return records
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for package in ("epan", "torch", "triton"):
         with contextlib.suppress(PackageNotFoundError):
