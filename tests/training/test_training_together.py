@@ -27,7 +27,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
 def several(tiny: Callable[..., RunConfig], **changes: object) -> list[RunConfig]:
     # Without dropout, whose numbers on a CPU come from one generator of the process.
     kernels = ("biweight", "gaussian", "biweight")
-    configs = [tiny({"dropout": 0.0}, name=f"run-{i}", seed=i, **changes) for i in range(3)]
+    configs = [tiny({"dropout": 0.0}, name=f"run-{i}", seed=i, device="auto", **changes) for i in range(3)]
     return [
         dataclasses.replace(config, model=dataclasses.replace(config.model, kernel=kernel))
         for config, kernel in zip(configs, kernels, strict=True)
@@ -88,9 +88,21 @@ def test_runs_that_cannot_share_a_process_are_refused(
     tiny: Callable[..., RunConfig], shared: None, tmp_path: Path
 ) -> None:
     outs = [tmp_path / "a", tmp_path / "b"]
-    for change in ({"precision": "bf16"}, {"threads": 2}, {"deterministic": True}, {"cuda_graph": False}):
+    first = tiny(device="auto")
+    changes = (
+        {"precision": "bf16"},
+        {"threads": 2},
+        {"deterministic": True},
+        {"cuda_graph": False},
+        {"accumulation": 2},
+    )
+    for change in changes:
         with pytest.raises(UnsupportedError, match="beside other runs"):
-            together.train_together([tiny(), tiny(name="b", **change)], outs)
+            together.train_together([first, dataclasses.replace(first, name="b", **change)], outs)
+    with pytest.raises(EpanError, match="Too many"):
+        together.train_together([first] * 13, [tmp_path / str(place) for place in range(13)])
+    with pytest.raises(EpanError, match="claim"):
+        together.train_together([first], [tmp_path / "a"], claims=[])
     with pytest.raises(EpanError, match="folder"):
         together.train_together([tiny()], outs)
     assert not any(out.exists() for out in outs)
@@ -107,8 +119,10 @@ def test_a_sweep_packs_runs_that_are_alike(
     tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0"])
-    configs = [tiny(name=f"run-{i}", seed=i) for i in range(3)]
-    configs += [tiny(name="other", precision="bf16"), tiny(name="alone", gradient_checkpointing=True)]
+    configs = [tiny(name=f"run-{i}", seed=i, device="auto") for i in range(3)]
+    configs += [dataclasses.replace(configs[0], name="other", precision="bf16")]
+    configs += [dataclasses.replace(configs[0], name="alone", gradient_checkpointing=True)]
+    configs += [dataclasses.replace(configs[0], name="cpu", device="cpu")]
     assert alike(configs[-1]) is None
     jobs: list[list[str]] = []
 
@@ -125,7 +139,12 @@ def test_a_sweep_packs_runs_that_are_alike(
 
     monkeypatch.setattr(sweep, "Job", Job)
     run_sweep(configs, tmp_path, workers=1, pack=2)
-    assert jobs == [["run-0", "run-1"], ["run-2"], ["other"], ["alone"]]
+    assert jobs == [["run-0", "run-1"], ["run-2"], ["other"], ["alone"], ["cpu"]]
+    # Two workers get two runs each, rather than one of them all four.
+    jobs.clear()
+    four = [dataclasses.replace(configs[0], name=f"again-{i}") for i in range(4)]
+    run_sweep(four, tmp_path, workers=2, pack=4)
+    assert jobs == [["again-0", "again-1"], ["again-2", "again-3"]]
 
 
 def test_the_arguments_of_a_worker_train_together(tiny: Callable[..., RunConfig], shared: None, tmp_path: Path) -> None:

@@ -147,4 +147,7 @@ def _vocabulary(letters: int, words: int, seed: int, split: str, device: str) ->
     stream = Stream("mqmtar vocabulary", seed, 0, split, 0, 1, device)
     drawn = (stream.bits(tag, letters**2).argsort(dim=1, stable=True)[0, :words] for tag in ("key", "value"))
     keys, values = (torch.stack((word // letters, word % letters), dim=1) for word in drawn)
+    if keys.is_cuda:
+        # It is read on any stream from here on.
+        torch.cuda.current_stream(keys.device).synchronize()
     return keys, values

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from epan.training import checkpoint as checkpoints
 from epan.training.config import RunConfig
 from epan.training.errors import TrainingError
 from epan.training.evaluation import add_support
+from epan.training.exclusive import exclusive
 from epan.training.faults import blame_forward, blame_gradient
 from epan.training.loading import build_model
 from epan.training.memory import MemoryEstimate, estimate
@@ -40,9 +40,6 @@ __all__ = ["MOST_SKIPS", "Engine", "StepOutcome", "own_settings"]
 
 # A run whose steps are skipped this often in a row will not recover.
 MOST_SKIPS = 20
-
-# What accelerate sets up belongs to the process: runs that share one take turns.
-_preparing = threading.Lock()
 
 
 @contextmanager
@@ -151,7 +148,7 @@ class Engine:
         self._adamw = build_optimizer(model, config.optimizer, device)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._forward: Any = None
-        with _preparing:
+        with exclusive:
             self._prepare()
         if config.compile and not self.sharded and not self.queued:
             self._forward = torch.compile(self._forward, dynamic=True)
@@ -240,7 +237,8 @@ class Engine:
             logits = self.model(part.tokens[:, :-1])
             return next_token_loss(logits, part.tokens, part.loss_mask)[0]
 
-        return estimate(self.model, loss_of, rows, self.device)
+        with exclusive:
+            return estimate(self.model, loss_of, rows, self.device)
 
     def steps(
         self, first: int, last: int, measured: Callable[[int], bool], stopping: Callable[[], bool]
@@ -284,7 +282,7 @@ class Engine:
                 else:
                     self.updating = False
                     skipped = self._skip(result.step, result.loss)
-                    self._optimizer.zero_grad()
+                    self.model.zero_grad(set_to_none=True)
                     self.updating = True
                 rate = learning_rate(self.config.optimizer, result.step, self.config.steps)
                 yield StepOutcome(
@@ -372,7 +370,8 @@ class Engine:
         rows = self._rows(self.accumulation)
         self.model.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with exclusive:
+                torch.cuda.empty_cache()
         self._split(self.accumulation * next(factor for factor in range(2, rows + 1) if rows % factor == 0))
 
     def _fitting_gradient(self, step: int, measure: bool) -> tuple[torch.Tensor, int, float | None]:
@@ -420,8 +419,8 @@ class Engine:
             rank=self.processes.rank,
             world=self.processes.world,
             device=self.device,
-            # A compiled step wants equal shapes more than short ones.
-            cut=not config.compile,
+            # A compiled or recorded step wants equal shapes more than short ones.
+            cut=not (config.compile or self.queued),
         )
 
     def _skip(self, step: int, loss: float) -> str:
@@ -433,7 +432,8 @@ class Engine:
             # Normal with fp16: the scale is lowered and training goes on.
             message = f"The scaled fp16 gradient of step {step + 1} overflowed"
         else:
-            message = self._blame(step, loss)
+            with exclusive:
+                message = self._blame(step, loss)
         if scaler is not None:
             scaler.update()
         # A run goes on with the config that it was started with, apart from a few keys such as on_nonfinite.
@@ -463,7 +463,7 @@ class Engine:
             culprit = "every module's output is finite; the loss itself overflowed"
         if culprit is None:
             # Clipping by a norm that is NaN has spoilt every gradient.
-            self._optimizer.zero_grad()
+            self.model.zero_grad(set_to_none=True)
             self._gradient(step, measure=False)
             culprit = blame_gradient(self.model)
         return f"The {which} of step {step + 1} is not finite: {culprit}"

@@ -144,11 +144,11 @@ def _allowed(model: LanguageModel, name: str, length: int, device: torch.device)
     return _allowed_on(kind, length, config.size, config.short_window, config.skip, device)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def _allowed_on(
     kind: str, length: int, size: int | None, window: int | None, skip: int, device: torch.device
 ) -> torch.Tensor:
-    # Kept, because a copy to a GPU would wait for it.
+    # Kept for good: a copy to a GPU would wait for it, and recorded steps read it where it is.
     return allowed_keys(kind, length, size=size, window=window, skip=skip).to(device)
 
 

@@ -16,18 +16,24 @@ from epan.training import claims, records
 from epan.training.config import RunConfig
 from epan.training.worker import TAKEN
 
-__all__ = ["Job", "Run", "RunState", "Status", "alike"]
+__all__ = ["MOST_TOGETHER", "Job", "Run", "RunState", "Status", "alike"]
 
 Status = Literal["queued", "running", "elsewhere", "finished", "skipped", "failed", "interrupted"]
 
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
+#: Runs of one process at most: each takes two of the 32 streams of a GPU.
+MOST_TOGETHER = 12
+
+
 def alike(config: RunConfig) -> tuple[object, ...] | None:
     """What runs of one process must have in common; None for one that needs a process of its own."""
-    if config.cuda_graph is False or config.gradient_checkpointing or config.precision == "fp16":
+    plain = config.cuda_graph is False or config.gradient_checkpointing or config.precision == "fp16"
+    # What trackers print is caught for the whole process.
+    if plain or config.track or config.device in ("cpu", "mps"):
         return None
-    return (config.device, config.precision, config.threads, config.deterministic)
+    return (config.precision, config.accumulation, config.threads, config.deterministic)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,21 +24,20 @@ from epan.models import LanguageModel
 from epan.tasks import Batch, Task
 from epan.training.config import RunConfig
 from epan.training.evaluation import add_support
+from epan.training.exclusive import exclusive
 from epan.training.loading import autocast
 from epan.training.optimization import learning_rate
 from epan.training.stream import step_seed
 
 __all__ = ["ResidentStep", "Result"]
 
-# Steps that are started before the host looks at their results, at most, and places for results of steps in flight.
-BLOCK, RING = 16, 64
+# Steps that are started before the host looks at their results, at most, in so many seconds if that is fewer (a signal ends
+# a run after those that are started), and places for results of steps in flight.
+BLOCK, SECONDS, RING = 16, 0.25, 64
 # Steps whose data are made at once, as long as they have no more tokens than this.
 CHUNK, CHUNK_TOKENS = 16, 1 << 21
 # Sequences whose support is measured.
 MEASURED = 32
-
-# Graphs are captured one at a time: runs that share a process share the allocator.
-_capturing = threading.Lock()
 
 
 class Result(NamedTuple):
@@ -103,6 +102,8 @@ class ResidentStep:
         self._generator = torch.Generator(device) if self._on_gpu else None
         self._chunks: collections.deque[tuple[int, Batch, torch.cuda.Event | None]] = collections.deque()
         self._launched = 0
+        # Seconds of a step, as they were last.
+        self._pace = math.inf
         width = task.sample(config.seed, 0, 1, lengths, device="cpu").tokens.shape[1]
         self._chunk = max(1, min(CHUNK, CHUNK_TOKENS // (config.batch * width)))
         with self._place():
@@ -209,7 +210,7 @@ class ResidentStep:
         if not self._on_gpu:
             return
         self._load(0)
-        with _capturing, self._own_numbers():
+        with exclusive, self._own_numbers():
             for _ in range(2):
                 self._gradient()
                 self._look()
@@ -225,7 +226,7 @@ class ResidentStep:
             return work
         graph, made = torch.cuda.CUDAGraph(), []
         recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
-        with _capturing, self._own_numbers(), recording:
+        with exclusive, self._own_numbers(), recording:
             made.append(work())
 
         def replay() -> Any:
@@ -285,8 +286,13 @@ class ResidentStep:
         measured: whether support and bandwidths after step number n (from 1) are wanted.
         """
         flying: collections.deque[_Pending] = collections.deque()
-        step = first
+        step, looked = first, time.perf_counter()
+        before = torch.cuda.current_stream(self.device) if self._on_gpu else None
         with self._place():
+            for stream in (self._stream, self._data_stream):
+                if stream is not None and before is not None:
+                    # A checkpoint of the weights may be on its way to the CPU there.
+                    stream.wait_stream(before)
             self._at.fill_(first)
             self._stuck.zero_()
         try:
@@ -295,7 +301,11 @@ class ResidentStep:
                     with self._place():
                         flying.append(self._start(step, last, measured))
                     step += len(flying[-1].steps)
-                for result in self._results_of(flying.popleft()):
+                block = flying.popleft()
+                results = [*self._results_of(block)]
+                now = time.perf_counter()
+                self._pace, looked = (now - looked) / len(results), now
+                for result in results:
                     if not result.finite:
                         self._settle()
                         yield result
@@ -313,7 +323,8 @@ class ResidentStep:
         """Start steps up to the next measured one."""
         looks: dict[int, _Measured] = {}
         slots, steps = [], []
-        for step in range(first, min(last, first + BLOCK)):
+        most = max(1, min(BLOCK, int(SECONDS / self._pace)))
+        for step in range(first, min(last, first + most)):
             self._load(step)
             self._seed(step)
             found = self._measure() if measured(step + 1) else None

@@ -361,7 +361,7 @@ class Session:
         fix = (
             "start a new run with more accumulation (same result, less memory), or with a lower batch or lower lengths"
         )
-        if not self.config.gradient_checkpointing:
+        if not self.config.gradient_checkpointing and not self.config.cuda_graph:
             fix = f"resume with gradient_checkpointing=true (same result, slower), or {fix}"
         if self.config.on_out_of_memory == "stop" and self.processes.world == 1:
             fix = f"resume with on_out_of_memory=halve, which splits the batch further, or {fix}"

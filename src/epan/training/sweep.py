@@ -19,7 +19,7 @@ from epan.training.config import RunConfig
 from epan.training.folder import open_folder
 from epan.training.gpus import visible_gpus
 from epan.training.interruption import Interruption
-from epan.training.jobs import Job, Run, RunState, alike
+from epan.training.jobs import MOST_TOGETHER, Job, Run, RunState, alike
 from epan.training.sweepfile import load_sweep
 
 __all__ = ["RunState", "SweepProgress", "SweepResult", "load_sweep", "run_sweep"]
@@ -100,6 +100,8 @@ def run_sweep(
     for name, value in (("workers", workers), ("threads", threads), ("pack", pack)):
         if value < 1:
             raise EpanError(f"A sweep needs {name} of at least 1", found=value)
+    if pack > MOST_TOGETHER:
+        raise EpanError("Too many runs for one process", found=f"pack={pack}", allowed=f"at most {MOST_TOGETHER}")
     if pack > 1 and not (gpus or visible_gpus()):
         raise EpanError(
             "Runs share a process on an NVIDIA GPU alone", found=f"pack={pack}, no GPU", fix="raise workers instead"
@@ -213,16 +215,21 @@ class _Sweep:
             gpu = min(self.gpus, key=lambda gpu: load[gpu])
             if load[gpu] >= self.workers:
                 return
-            taken = self._take()
+            taken = self._take(self._share(sum(self.workers - load[one] for one in self.gpus)))
             if not taken:
                 return
             self._start(taken, gpu)
 
-    def _take(self) -> list[tuple[Run, claims.Claim]]:
-        """The runs of the next job, claimed; none if there is nothing to take."""
+    def _share(self, places: int) -> int:
+        """How many runs the next job may take, so that all free places get some."""
+        queued = sum(state.status == "queued" for state in self.states)
+        return max(1, min(self.pack, -(-queued // places)))
+
+    def _take(self, most: int) -> list[tuple[Run, claims.Claim]]:
+        """The runs of the next job, at most so many, claimed; none if there is nothing to take."""
         taken: list[tuple[Run, claims.Claim]] = []
         for run in self.runs:
-            if len(taken) == self.pack:
+            if len(taken) == most:
                 break
             if run.state.status != "queued":
                 continue

@@ -17,7 +17,7 @@ from epan.training.config import RunConfig
 from epan.training.engine import own_settings, recordable
 from epan.training.folder import Resume
 from epan.training.interruption import Interruption
-from epan.training.jobs import alike
+from epan.training.jobs import MOST_TOGETHER, alike
 from epan.training.processes import Processes
 from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
 from epan.training.trainer import device_of, run_alone
@@ -70,7 +70,8 @@ def train_together(
 
     Parameters
     ----------
-    configs: the runs; of one precision, ``threads`` and ``deterministic``, all on one NVIDIA GPU.
+    configs: the runs; of one precision, ``accumulation``, ``threads`` and ``deterministic``, without ``track``, all on one
+        NVIDIA GPU.
     outs: their run folders.
     resume, progress, claims: as of ``train``, the last two one per run.
 
@@ -80,11 +81,18 @@ def train_together(
     """
     if not configs or len(configs) != len(outs):
         raise EpanError("Each run needs a folder", found=f"{len(configs)} runs, {len(outs)} folders")
+    for name, given in (("progress", progress), ("claim", claims)):
+        if given is not None and len(given) != len(configs):
+            raise EpanError(f"Each run needs a {name} of its own", found=f"{len(configs)} runs, {len(given)}")
+    if len(configs) > MOST_TOGETHER:
+        raise EpanError("Too many runs for one process", found=len(configs), allowed=f"at most {MOST_TOGETHER}")
     device = device_of(configs[0])
     for config in configs:
         reason = recordable(config, device_of(config), Processes())
         if reason is None and (alike(config) is None or alike(config) != alike(configs[0])):
-            reason = "they differ in precision, threads or deterministic, or one has cuda_graph=false"
+            reason = (
+                "they differ in precision, accumulation, threads or deterministic, or it has cuda_graph=false or track"
+            )
         if reason is not None:
             fix = "train it in a process of its own"
             raise UnsupportedError(f"{config.label} beside other runs in one process", reason, fix)

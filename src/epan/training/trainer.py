@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from epan.training import checkpoint as checkpoints
 from epan.training import claims, records
 from epan.training.config import RunConfig
 from epan.training.engine import own_settings
+from epan.training.exclusive import exclusive
 from epan.training.folder import Resume, RunFolder, open_folder
 from epan.training.interruption import Interruption
 from epan.training.loading import best_length, build_model, build_task, find_device
@@ -23,9 +23,6 @@ from epan.training.session import Session
 from epan.training.tracking import TrackedWriter, check_trackers
 
 __all__ = ["check", "device_of", "run_alone", "train"]
-
-# Weights are drawn from the random state of the process: runs that share one take turns.
-_building = threading.Lock()
 
 
 def check(config: RunConfig) -> None:
@@ -91,8 +88,8 @@ def train(
 
     The loss of a step is the mean cross-entropy over all tokens with loss of its ``batch`` sequences. Data and
     dropout are a function of (seed, step), so a resumed run goes on as if it had not stopped. The first Ctrl-C,
-    SIGTERM or SIGUSR1 ends the run after the current step with a checkpoint and the status "interrupted", the second
-    one at once. Prints nothing.
+    SIGTERM or SIGUSR1 ends the run after the current step (on a GPU after those that are started, about a second) with a
+    checkpoint and the status "interrupted", the second one at once. Prints nothing.
 
     Under ``torchrun`` every process calls it: they share the ``batch`` sequences of each step between them (a machine's
     processes each take a GPU, or the CPU), the first keeps record and checkpoints and tests. How many they are changes
@@ -142,7 +139,7 @@ def run_alone(
     """``train`` where signals, settings and the group of processes are taken care of; several threads may call it."""
     check_trackers(config.track or ())
     with ExitStack() as stack:
-        with _building:
+        with exclusive:
             torch.manual_seed(config.seed)
             task = _task(config)
             model = build_model(config, task)

@@ -8,6 +8,7 @@ signal interrupted, which ends all.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,14 +27,15 @@ TAKEN = 75
 
 
 class _StopWithParent(Progress):
-    """Ends the run as Ctrl-C would when the sweep that started it is gone."""
+    """Ends the run as SIGTERM would, with a checkpoint, when the sweep that started it is gone."""
 
     def __init__(self) -> None:
-        self.parent = os.getppid()
+        self.parent, self.told = os.getppid(), False
 
     def _look(self) -> None:
-        if os.getppid() != self.parent:
-            raise KeyboardInterrupt
+        if not self.told and os.getppid() != self.parent:
+            self.told = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_step(self, info: StepInfo) -> None:
         self._look()
@@ -50,7 +52,8 @@ def main(arguments: list[str]) -> int:
         found = _train(configs, outs, [claim for _, _, claim in runs])
     except Exception as error:
         found = [error]
-    return max(_code(result) for result in found)
+    labels = [Path(out).name for _, out, _ in runs] if len(found) > 1 else [""]
+    return max(_code(result, label) for result, label in zip(found, labels, strict=True))
 
 
 def _train(configs: list[RunConfig], outs: list[Path], held: Sequence[str]) -> list[RunResult | Exception]:
@@ -63,14 +66,14 @@ def _train(configs: list[RunConfig], outs: list[Path], held: Sequence[str]) -> l
     return train_together(configs, outs, progress=[progress] * len(configs), claims=held)
 
 
-def _code(result: RunResult | Exception) -> int:
-    """The exit code of what a run gave; an error is told."""
+def _code(result: RunResult | Exception, label: str) -> int:
+    """The exit code of what a run gave; an error is told, with the label of the run if there are several."""
     if isinstance(result, RunResult):
         return result.exit_code
     if not isinstance(result, EpanError):
         traceback.print_exception(result)
         return 1
-    print(result, file=sys.stderr)
+    print(f"{label}: {result}" if label else result, file=sys.stderr)
     return TAKEN if isinstance(result, ClaimLost) else 1 if isinstance(result, TrainingError) else 2
 
 
