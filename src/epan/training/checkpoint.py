@@ -379,8 +379,12 @@ def latest(run: str | Path, warn: Callable[[str], None] | None = None) -> Path:
 
     Raises
     ------
-    EpanError: the run has no checkpoint, or no good one (the damage of each is told).
+    EpanError: the run has no checkpoint, or no good one (the damage of each is told); a package is missing.
     """
+    # A package that is not there is no damage of a checkpoint.
+    with lab_imports("Reading a checkpoint"):
+        import safetensors.torch  # noqa: F401
+
     found = list_checkpoints(run)
     problems = []
     for path in reversed(found):
