@@ -113,9 +113,10 @@ def start(world: int, batch: int, arguments: Sequence[str]) -> dict[str, dict[st
     """What a group of ``world`` processes with ``batch`` sequences a step, in total, measures of each model."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "found.json"
+        # What follows "--" is ours: until Python 3.12, argparse took "--run" for a short form of torchrun's own options.
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-addr", "127.0.0.1",
-            "--master-port", str(_port()), __file__, *arguments, "--batch", str(batch), "--worker", str(result),
+            "--master-port", str(_port()), "--", __file__, *arguments, "--batch", str(batch), "--worker", str(result),
         ]  # fmt: skip
         environment = {"OMP_NUM_THREADS": "1", **os.environ}
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
