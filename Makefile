@@ -33,12 +33,12 @@ help: ## show this list
 	@echo "  TORCH_INDEX=  the wheel index to take it from (default: pip's own)"
 	@echo "  VENV=         where the environment lives     (default: .venv)"
 	@echo "  JOBS=         test processes                  (default: one per core, at most 8)"
-	@echo "  ARGS=         further arguments for the demo or for pytest, e.g. ARGS='-k causal'"
+	@echo "  ARGS=         further arguments for the demo or for pytest, e.g. ARGS='-k causal', ARGS=--slow"
 
 demo: $(VENV)/.lab ## train five attention kernels on a small task and write a report
 	@"$(PY)" -m epan demo $(ARGS)
 
-test: $(VENV)/.dev ## run the whole test suite, one process per core
+test: $(VENV)/.dev ## run the tests, one process per core; with ARGS=--slow also those that are long by nature
 	@jobs="$(JOBS)"; jobs=$${jobs:-$$("$(PY)" -c '$(COUNT_CORES)')}; \
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg "$(PY)" -m pytest -n "$$jobs" --dist worksteal -rs $(ARGS)
 

@@ -23,13 +23,20 @@ hypothesis.settings.load_profile("epan")
 POISONED = {"conformance", "kernels", "masks", "normalizations", "ops"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU, and torch finds none")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out: dict[str, str] = {}
+    if not torch.cuda.is_available():
+        left_out["gpu"] = "needs an NVIDIA GPU, and torch finds none"
+    if not config.getoption("--slow"):
+        left_out["slow"] = "slow: make test ARGS=--slow"
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(no_gpu)
+        for marker, reason in left_out.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -147,7 +147,11 @@ def test_on_a_terminal_there_is_a_bar(tiny: Any, on_terminal: Any, tmp_path: Pat
         assert word in said, said
 
 
-def test_a_sweep_runs_all_skips_the_finished_and_tells_of_a_failure(epan: Any, tmp_path: Path) -> None:
+def test_a_sweep_runs_all_skips_the_finished_and_tells_of_a_failure(
+    epan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from epan.cli import main
+
     (tmp_path / "many.py").write_text(
         """
 from epan.training import EvaluationConfig, ModelConfig, RunConfig, TaskConfig
@@ -168,14 +172,34 @@ def runs():
     assert result.returncode == 0, result.stderr + result.stdout
     assert "2 of 2 runs finished" in result.stdout
     assert result.stdout.count(": finished  exact match") == 2
-    again = epan("sweep", "many.py", "--out", "out", cwd=tmp_path)
-    assert again.returncode == 0
-    assert again.stdout.count(": skipped") == 2
-    report = epan("report", "out", cwd=tmp_path)
-    assert report.returncode == 0, report.stderr
+    # What follows trains nothing, and may be this process.
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["sweep", "many.py", "--out", "out"]) == 0
+    assert capsys.readouterr().out.count(": skipped") == 2
+    assert main.run(["report", "out"]) == 0
     page = (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
     assert "Softmax (Gaussian)" in page
     assert "2 attention methods on copy" in page
+
+
+def test_the_demo_with_two_of_its_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from epan.cli import demo, main
+
+    monkeypatch.setattr(demo, "METHODS", (demo.METHODS[0], demo.METHODS[-1]))
+    out = tmp_path / "demo"
+    assert main.run(["demo", "--quick", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "has not learnt" in said or "have not learnt" in said
+    assert str(out / "report" / "index.html") in said
+    assert "ReLUmax" in said
+    assert "Softmax (Gaussian)" in (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert len(list(out.glob("*/record.jsonl"))) == 2
+
+    assert main.run(["demo", "--quick", "--out", str(out)]) == 0
+    assert "Going on with the demo" in capsys.readouterr().out
+    assert not (tmp_path / "demo-1").exists()
 
 
 @pytest.mark.slow

@@ -110,7 +110,6 @@ def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
     assert run(["report", str(tmp_path), "--watch"]) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_leaves_the_page_as_it_is_then(tmp_path: Path, surroundings: dict[str, str]) -> None:
     _write(tmp_path / "a", "first", 0)

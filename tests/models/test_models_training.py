@@ -164,7 +164,8 @@ def test_low_precision_runs_close_to_float32() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("memory_mosaic", MOSAIC),
+        # The second goes through all that the first does, and more.
+        pytest.param("memory_mosaic", MOSAIC, marks=pytest.mark.slow),
         ("memory_mosaic", {**MOSAIC, "gated_keys": True, "adaptive_bandwidth": True, "short_window": 6}),
         ("transformer", {**TRANSFORMER, "positions": "rope"}),
         ("transformer", {**TRANSFORMER, "positions": "half", "length_scaling": "asentmax", "kv_heads": 1}),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -207,31 +203,6 @@ def test_huge_gates_stay_finite() -> None:
 def test_wrong_shapes_are_refused(x: tuple[int, ...], rate: tuple[int, ...], state: tuple[int, ...] | None) -> None:
     with pytest.raises(EpanError, match="leaky_average"):
         leaky_average(torch.randn(x), torch.rand(rate), None if state is None else torch.randn(state))
-
-
-def script(name: str, *arguments: str) -> str:
-    """What a script of tests/ops prints: Triton's interpreter is chosen for a whole process."""
-    pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
-    path = Path(__file__).parents[1] / "ops" / name
-    command = [sys.executable, "-W", "ignore", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("group", ["float32", "float16", "second", "containment", "surroundings"])
-def test_the_gpu_kernel_in_the_interpreter(group: str) -> None:
-    assert f"passed {group}" in script("interpreted_leaky.py", group)
-
-
-@pytest.mark.slow
-def test_the_gpu_kernel_compiles_for_hopper() -> None:
-    lines = {tuple(line.split()[:2]) for line in script("compiled_leaky.py").splitlines()}
-    cases = {"short-averages"} | {
-        f"{name}-{part}" for name in ("long", "gated", "plain", "wide") for part in ("ends", "averages")
-    }
-    assert lines == {(case, kernel) for case in cases for kernel in ("average", "average_backward")}
 
 
 @pytest.mark.gpu

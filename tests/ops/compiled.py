@@ -1,10 +1,12 @@
-"""Compiles the fused GPU kernels for sm_90 on a machine without a GPU: ``python tests/ops/compiled.py``.
+"""Compiles the fused GPU kernels for sm_90 on a machine without a GPU: ``python tests/ops/compiled.py [CASE ...]``.
 
 Prints a line per kernel: the case, its name, and the number of matrix instructions of a warp group.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,9 +73,14 @@ def go(name: str, kernel: str, rule: str, size: int, *, euclidean: bool = False,
     backward(problem, grad, q, k, v, scale, seed, found.out, found.saved, needs)
 
 
+CASES: dict[str, Callable[[], None]] = {
+    "plain-64": lambda: go("plain-64", "biweight", "adaptive", 64),
+    "plain-128": lambda: go("plain-128", "biweight", "adaptive", 128),
+    "alibi": lambda: go("alibi", "epanechnikov", "anchored", 64, slopes=True),
+    "fixed": lambda: go("fixed", "triweight", "fixed", 64, euclidean=True),
+}
+
 if __name__ == "__main__":
     JITFunction.run = compile_only
-    go("plain-64", "biweight", "adaptive", 64)
-    go("plain-128", "biweight", "adaptive", 128)
-    go("alibi", "epanechnikov", "anchored", 64, slopes=True)
-    go("fixed", "triweight", "fixed", 64, euclidean=True)
+    for name in sys.argv[1:] or CASES:
+        CASES[name]()

@@ -5,11 +5,10 @@ python tests/ops/interpreted.py NAME...
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
-os.environ["TRITON_INTERPRET"] = "1"
+import interpreter  # noqa: F401  isort: skip (before Triton)
 
 from fused_cases import ITEMS
 

@@ -5,11 +5,10 @@ python tests/ops/interpreted_leaky.py GROUP
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-os.environ["TRITON_INTERPRET"] = "1"
+import interpreter  # noqa: F401  isort: skip (before Triton)
 
 import torch
 from torch import Tensor

@@ -10,12 +10,11 @@ program of the launch writes, or what its own program wrote without a barrier si
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"
+import interpreter  # noqa: F401  isort: skip (before Triton)
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"scale": "head", "q_len": 12, "k_len": 20, "key_heads": 1, "value_size": 20, "dropout_p": 0.4},
     {**LOADED, "dtype": torch.float16},
     PER_QUERY,
-    {"q_len": 70, "k_len": 200, "batch": 1, "heads": 2, "key_heads": 1, "spread": 1.5, "dropout_p": 0.2},
+    {"q_len": 40, "k_len": 70, "batch": 1, "heads": 2, "key_heads": 1, "spread": 1.5, "dropout_p": 0.2},
     {"q_len": 150, "k_len": 140, "batch": 1, "heads": 1, "size": 33, "dtype": torch.float16, "window": (70, 3)},
     {"q_len": 1, "k_len": 1, "batch": 1, "heads": 1, "value_size": 40},
 )
@@ -168,9 +167,9 @@ def attend(kind: dict[str, Any]) -> None:
 
 def pack(kind: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    offsets = torch.tensor([0, 5, 5, 75], dtype=torch.int32)
-    q, k, v = (torch.randn(78, heads, size, requires_grad=True) for heads, size in ((4, 8), (2, 8), (2, 5)))
-    out = epan.attention_varlen(q, k, v, offsets, offsets, 70, 70, is_causal=True, backend="triton", **kind)
+    offsets = torch.tensor([0, 5, 5, 45], dtype=torch.int32)
+    q, k, v = (torch.randn(48, heads, size, requires_grad=True) for heads, size in ((2, 8), (1, 8), (1, 5)))
+    out = epan.attention_varlen(q, k, v, offsets, offsets, 40, 40, is_causal=True, backend="triton", **kind)
     torch.autograd.grad(out.square().sum(), (q, k, v))
 
 

@@ -5,11 +5,10 @@ python tests/ops/interpreted_nearest.py GROUP
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"
+import interpreter  # noqa: F401  isort: skip (before Triton)
 
 import torch
 from torch import Tensor
@@ -96,12 +95,12 @@ def scores_of(kind: str, length: int) -> Tensor:
 
 def search() -> None:
     """The k-th best score is exact: with one coordinate a score has no rounding, and eager agrees to the last bit."""
-    length = 200
+    length = 80
     kinds = ("normal", "scales", "masked", "ties", "constant", "near", "zeros", "peak", "tiny")
     key = torch.stack([scores_of(kind, length) for kind in kinds])[None, :, :, None]
     query = torch.tensor([1.0, 0.5, -1.0, 0.0]).view(1, 1, 4, 1).expand(1, len(kinds), 4, 1)
     value = torch.eye(length).expand(1, len(kinds), length, length)
-    for k in (1, 2, 3, 9, 40, 199, 200, 201):
+    for k in (1, 2, 3, 9, 40, 79, 80, 81):
         options = {"kernel": "uniform", "normalization": epan.Nearest(k=k), "scale": 1.0, "return_stats": True}
         out, stats = KERNELS(query, key, value, **options)
         expected, told = EAGER(query, key, value, **options)

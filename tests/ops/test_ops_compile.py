@@ -223,11 +223,10 @@ def test_lower_right_causal_as_a_window_of_symbolic_lengths(name: str) -> None:
     assert counter.graphs == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")), reason="inductor needs a C++ compiler"
 )
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["tiled", pytest.param("eager", marks=pytest.mark.slow)])
 def test_inductor(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     function = attend(name, kernel="biweight", is_causal=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking import Scripts
 from fused_cases import GROUPS, ITEMS
 
 import epan
@@ -26,20 +27,15 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def run(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / script), *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+def check(scripts: Scripts, group: str) -> None:
+    said = scripts.run("interpreted.py", *GROUPS[group])
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("passed")] == GROUPS[group]
 
 
 @needs_triton
-@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
-def test_in_the_interpreter(group: str) -> None:
-    passed = [line.split()[1] for line in run("interpreted.py", *GROUPS[group]).splitlines() if "passed" in line]
-    assert passed == GROUPS[group]
+def test_in_the_interpreter(scripts: Scripts, group: str) -> None:
+    check(scripts, group)
 
 
 @pytest.mark.gpu
@@ -49,13 +45,20 @@ def test_on_a_gpu(name: str) -> None:
 
 
 @needs_triton
-@pytest.mark.slow
-def test_every_kernel_compiles_for_hopper() -> None:
-    lines = [line.split() for line in run("compiled.py").splitlines()]
+@pytest.mark.parametrize(
+    "names",
+    [("plain-64", "alibi"), pytest.param(("plain-128", "fixed"), marks=pytest.mark.slow)],
+    ids=" ".join,
+)
+def test_every_kernel_compiles_for_hopper(names: tuple[str, ...]) -> None:
+    # A compiler, and so a process of its own beside the interpreter's.
+    command = [sys.executable, "-W", "ignore", str(HERE / "compiled.py"), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
     found = {(name, case) for case, name, *_ in lines}
     products = {"sweep", "attend", "by_rows", "by_columns"}
-    cases = {case for case, *_ in lines}
-    assert len(cases) == 4
+    assert {case for case, *_ in lines} == set(names)
     assert {name for name, _ in found} >= products | {"prepare"}
     # The products go through the warp-group matrix instructions of that chip.
     assert all(int(count) > 0 for _, name, count in lines if name in products)

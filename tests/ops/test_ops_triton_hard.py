@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from forking import Scripts
 
 pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
-SCRIPT = Path(__file__).parent / "interpreted_hard.py"
+SCRIPT = "interpreted_hard.py"
 GROUPS = {
     "scores": ("equal_and_nearly_equal_scores", "zero_query_and_zero_tile", "one_peak_over_ties", "duplicated_keys"),
     "thresholds": ("offset_scores", "scale_ten_thousand", "support_is_the_whole_row"),
@@ -37,27 +34,21 @@ HALF = (
 )  # fmt: skip
 
 
-def run(*arguments: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [line.split()[1] for line in done.stdout.splitlines() if line.startswith("passed")]
+def passed(scripts: Scripts, *arguments: str) -> list[str]:
+    said = scripts.run(SCRIPT, *arguments)
+    return [line.split()[1] for line in said.splitlines() if line.startswith("passed")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("group", list(GROUPS))
-def test_hard_inputs_in_the_interpreter(group: str) -> None:
-    assert run("float32", *GROUPS[group]) == list(GROUPS[group])
+def test_hard_inputs_in_the_interpreter(scripts: Scripts, group: str) -> None:
+    assert passed(scripts, "float32", *GROUPS[group]) == list(GROUPS[group])
 
 
-@pytest.mark.slow
-def test_hard_inputs_in_half_precision() -> None:
-    assert run("float16", *HALF) == list(HALF)
+def test_hard_inputs_in_half_precision(scripts: Scripts) -> None:
+    assert passed(scripts, "float16", *HALF) == list(HALF)
 
 
-def test_every_case_is_run() -> None:
-    listed = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), "list"], capture_output=True, text=True, check=True
+def test_every_case_is_run(scripts: Scripts) -> None:
+    assert sorted(scripts.run(SCRIPT, "list").split()) == sorted(
+        name for names in (*GROUPS.values(), HALF[:1]) for name in names
     )
-    assert sorted(listed.stdout.split()) == sorted(name for names in (*GROUPS.values(), HALF[:1]) for name in names)

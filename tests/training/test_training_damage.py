@@ -62,7 +62,6 @@ def run_script(kind: str, folder: Path, *before: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="files have no limit here")
 def test_a_limit_on_files_ends_the_run_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert run_script("limit", tmp_path).splitlines() == ["passed limit on model", "passed limit on optimizer"]

@@ -49,13 +49,16 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_command_runs_under_torchrun_and_one_process_speaks(tmp_path: Path) -> None:
     done = torchrun("--steps", "4", "--batch", "4", "--out", str(tmp_path / "run"))
     out, errors = done.communicate(timeout=200)
     assert done.returncode == 0, errors
     assert out.count("saved in") == 1
     assert "Finished 4 steps" in out
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_command_is_told_once(tmp_path: Path) -> None:
     wrong = torchrun("--steps", "4", "--batch", "3", "--out", str(tmp_path / "other"))
     _, errors = wrong.communicate(timeout=200)
     assert wrong.returncode != 0

@@ -19,14 +19,14 @@ SCRIPT = Path(__file__).parent / "sharded.py"
 QUICK = (
     "parts_give_the_numbers_of_one_process_and_of_whole_copies",
     "every_process_writes_its_parts_and_they_load_anywhere",
-    "weights_and_moments_are_split_anew_without_a_change",
+    "a_run_goes_on_with_another_number_of_processes",
     "a_resumed_run_has_the_same_bits",
     "a_process_that_dies_while_writing_leaves_nothing_torn",
 )
 LONG = (
     "three_processes_share_tensors_of_two_rows",
     "a_transformer_in_bfloat16",
-    "a_run_goes_on_with_another_number_of_processes",
+    "weights_and_moments_are_split_anew_without_a_change",
     "a_full_disk_of_one_process_is_told_by_all",
     "a_number_that_is_not_finite_names_the_process",
     "a_number_that_is_not_finite_is_found_in_any_part",

@@ -105,7 +105,6 @@ def test_nothing_starts_if_anything_is_wrong(tiny: Callable[..., RunConfig], tmp
         run_sweep([tiny(steps=2)], tmp_path / "out", validate=False)
 
 
-@pytest.mark.slow
 def test_runs_finish_fail_resume_and_are_skipped(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     done, fresh, stopped = tiny(name="done"), tiny(name="fresh", seed=1), tiny(name="stopped", seed=2)
     failing = tiny(name="failing", optimizer=OptimizerConfig(learning_rate=1e38, warmup=0.0, clip=None))
@@ -142,7 +141,6 @@ def test_runs_finish_fail_resume_and_are_skipped(tiny: Callable[..., RunConfig],
     assert here.loss == summary.loss
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_saves_every_run(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     configs = [tiny(steps=4000, log_every=1, seed=seed, name=f"run{seed}") for seed in range(2)]
