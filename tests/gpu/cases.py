@@ -499,7 +499,7 @@ def masked_edges_below_zero(device: torch.device, dtype: torch.dtype, n: int) ->
             judge((q, k, v), attn_mask=mask, normalization=normalization, label=f"{normalization} {mask.dtype}")
 
 
-@case([40], [1000], half=[100])
+@case([100], [1000])
 def gradient_of_the_scale(device: torch.device, dtype: torch.dtype, n: int) -> None:
     """Values with much in common, next to which the rounding of the output would drown the gradient of the scale."""
     q, k, v = triple(device, dtype, n)
