@@ -33,6 +33,7 @@ from cells import PRESETS, Entry, Group
 from epan.errors import EpanError, unknown_name
 from epan.training.environment import commit
 from goals import verdicts
+from keeping import append
 from measure import Clock, Context, DeviceLost, common_fields, head, identity, measure, planned
 from rivals import RIVALS
 
@@ -129,9 +130,7 @@ def run(options: argparse.Namespace) -> int:
         except DeviceLost as lost:
             print(f"attention.py: {lost}; go on with --run {context.common['run']}", file=sys.stderr)
             return 1
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in found)
+        append(found, options.out)
         mine += found
         show(found)
     if left_out:

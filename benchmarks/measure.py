@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import epan
 from accuracy import density, errors, thresholds, tile_map
 from cells import Entry, Group
 from epan._timing import alternate, captured, peak_memory, quartiles
 from epan.training.environment import device_name
+from keeping import versions
 from problem import Problem
 from rivals import RIVALS, Rival
 from workloads import Inputs, make
@@ -264,7 +262,4 @@ def _short(value: float) -> float:
 
 def common_fields(device: torch.device, run: str, commit: str | None) -> dict[str, Any]:
     """What all records of a run share."""
-    versions: dict[str, str] = {"epan": epan.__version__, "torch": str(torch.__version__)}
-    with contextlib.suppress(PackageNotFoundError):
-        versions["triton"] = version("triton")
-    return {"run": run, "commit": commit, "device": device_name(device), "versions": versions}
+    return {"run": run, "commit": commit, "device": device_name(device), "versions": versions()}

@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from epan.models import MemoryMosaic, MemoryMosaicConfig
 from epan.training.environment import commit, device_name
+from keeping import append, versions
 
 RECORDS = Path(__file__).parent / "records" / "mosaic.jsonl"
 # What torch's attention may take, the first first; None leaves it to torch.
@@ -138,14 +137,6 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return records
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for package in ("epan", "torch", "triton"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def show(records: Sequence[dict[str, Any]]) -> None:
     """The table, with the ratio to the last one."""
     print(f"{'kernel':<14}{'tokens/s':>12}{'spread':>9}{'memory MB':>12}{'ratio':>8}")
@@ -182,12 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with contextlib.nullcontext() if allowed is None else sdpa_kernel(allowed, set_priority=True):
         records = measure(options)
     show(records)
-    if options.records != "-":
-        path = Path(options.records)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            for record in records:
-                file.write(json.dumps(record) + "\n")
+    append(records, options.records)
 
 
 if __name__ == "__main__":

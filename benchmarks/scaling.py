@@ -5,7 +5,8 @@
     python benchmarks/scaling.py --gpus 2 --device cpu --layers 1 --width 16 --heads 2 --vocab 32 --length 16 --batch 4 --records -
 
 Starts torchrun by itself: once with one process, once with all and as many sequences for each (weak scaling), once with all
-and as many sequences in total (strong scaling). A step is that of the training engine: data, forward, loss, backward with
+and as many sequences in total (strong scaling). A step is a plain one of the training engine (cuda_graph=false, as several
+processes have it): data, forward, loss, backward with
 the gradients added up, clipping, AdamW, and the look at loss and norm. Models are Memory Mosaics with a sparse and with the
 Gaussian contextual memory, and the transformer with the Gaussian; sequences are those of the copy task, all of one length.
 Reported: tokens per second by the median step of the first process, spread (90th less 10th percentile, over the median),
@@ -15,7 +16,6 @@ and speed-up over one process: the ratio of tokens per second, at best the numbe
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import socket
@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from epan.training.engine import Engine, own_settings
 from epan.training.environment import commit, device_name
 from epan.training.loading import build_model, build_task, find_device
 from epan.training.processes import Processes, join, local_device
+from keeping import append, versions
 
 RECORDS = Path(__file__).parent / "records" / "scaling.jsonl"
 # Name: model and kernel.
@@ -59,7 +59,7 @@ def configured(name: str, options: argparse.Namespace, batch: int) -> RunConfig:
         gradient_checkpointing=options.gradient_checkpointing, parallel=options.parallel, lengths=(word, word),
         task=TaskConfig("copy", {"symbols": options.vocab}), model=ModelConfig(model, sizes, kernel=kernel),
         precision=options.precision, device=options.device, compile=options.compile,
-        threads=1 if options.device == "cpu" else None,
+        threads=1 if options.device == "cpu" else None, cuda_graph=False,
     )  # fmt: skip
 
 
@@ -145,16 +145,8 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> Iterator[d
                 "precision": options.precision, "compiled": options.compile, "accumulation": options.accumulation,
                 "gradient_checkpointing": options.gradient_checkpointing, "dropout": options.dropout,
                 **values, "speed_up": round(values["tokens_per_second"] / base, 4), "steps": options.steps,
-                "versions": _versions(), "commit": options.commit or commit(), "run": run,
+                "versions": versions("accelerate"), "commit": options.commit or commit(), "run": run,
             }  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("epan", "torch", "accelerate", "triton"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 HEAD = f"{'model':<28}{'scaling':<9}{'processes':>9}{'batch':>7}{'tokens/s':>12}{'spread':>9}{'memory MB':>11}{'speed-up':>10}"
@@ -203,12 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for record in measure(options, given):
         records.append(record)
         print(row(record), flush=True)
-    if options.records != "-":
-        path = Path(options.records)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            for record in records:
-                file.write(json.dumps(record) + "\n")
+    append(records, options.records)
 
 
 if __name__ == "__main__":

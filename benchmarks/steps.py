@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from epan.training import (
 from epan.training.engine import Engine, own_settings
 from epan.training.environment import commit, device_name
 from epan.training.loading import build_model, build_task
-from mosaic import versions
+from keeping import append, versions
 
 RECORDS = Path(__file__).parent / "records" / "steps.jsonl"
 
@@ -176,11 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.precision = "fp32" if options.device == "cpu" else options.precision
     records = measure(options)
-    if options.records != "-":
-        path = Path(options.records)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+    append(records, options.records)
 
 
 if __name__ == "__main__":

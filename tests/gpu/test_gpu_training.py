@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from epan.training import Progress, RunConfig, RunResult, StepInfo, train, train_together
+from epan.training import RunConfig, RunResult, train, train_together
 from epan.training.checkpoint import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from small import fingerprint, tiny
+from small import StopAt, fingerprint, tiny
 
 pytestmark = pytest.mark.gpu
 
@@ -39,17 +39,6 @@ def test_recorded_steps_are_plain_steps(tmp_path: Path, kernel: str, accumulatio
         assert torch.allclose(tensor, runs[1][1][name], atol=2e-3), name
 
 
-class _Stop(Progress):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, info: StepInfo) -> None:
-        if info.step == self.step:
-            import signal
-
-            signal.raise_signal(signal.SIGTERM)
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(tmp_path: Path, compiled: bool) -> None:
     made = config(deterministic=True, compile=compiled, steps=60)
@@ -57,7 +46,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(tmp_path: Path, 
     assert fingerprint(train(made, tmp_path / "again").checkpoint) == whole
     for stop in (3, 17, 25):
         out = tmp_path / f"stopped-{stop}"
-        assert train(made, out, progress=_Stop(stop)).status == "interrupted"
+        assert train(made, out, progress=StopAt(stop)).status == "interrupted"
         assert fingerprint(train(made, out, resume="require").checkpoint) == whole
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from several import several
-from small import fingerprint, tiny
+from small import fingerprint, numbers, tiny
 from soak import import_all
 
 from epan.training import EvaluationConfig, Progress, RunConfig, StepInfo, records, train
@@ -43,10 +43,7 @@ def config(seed: int) -> RunConfig:
 def digest(run: Path) -> str:
     """SHA-256 of the newest weights and optimizer, and of the numbers of the record apart from times."""
     content = hashlib.sha256(fingerprint(checkpoints.latest(run)).encode())
-    for entry in records.read(run):
-        if entry["kind"] in ("step", "bandwidth", "eval"):
-            numbers = {key: value for key, value in entry.items() if key not in ("elapsed", "tokens_per_second")}
-            content.update(json.dumps(numbers, sort_keys=True).encode())
+    content.update(json.dumps(numbers(run), sort_keys=True).encode())
     return content.hexdigest()
 
 

@@ -66,6 +66,15 @@ def steps(run: Path) -> list[dict[str, Any]]:
     return [entry for entry in records.read(run) if entry["kind"] == "step"]
 
 
+def main(scenarios: dict[str, Callable[[Path], None]]) -> None:
+    """Do the scenarios that the command line names, or all, each in a folder of its own."""
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or scenarios:
+        with tempfile.TemporaryDirectory() as folder:
+            scenarios[name](Path(folder))
+        print(f"passed {name}", flush=True)
+
+
 def two_processes_give_the_numbers_of_one(place: Path, accumulation: int = 1) -> None:
     chosen = config(0.0, accumulation=accumulation)
     assert several(1, lambda _: train(chosen, place / "one").exit_code) == [0]
@@ -169,8 +178,4 @@ SCENARIOS: dict[str, Callable[[Path], None]] = {
 }
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for name in sys.argv[1:] or SCENARIOS:
-        with tempfile.TemporaryDirectory() as folder:
-            SCENARIOS[name](Path(folder))
-        print(f"passed {name}", flush=True)
+    main(SCENARIOS)

@@ -9,8 +9,6 @@ import datetime
 import errno
 import os
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from several import Kick, config, several, steps
+from several import Kick, config, main, several, steps
 from small import fingerprint
 
 import epan
@@ -337,8 +335,4 @@ SCENARIOS: dict[str, Callable[[Path], None]] = {
 }
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for name in sys.argv[1:] or SCENARIOS:
-        with tempfile.TemporaryDirectory() as folder:
-            SCENARIOS[name](Path(folder))
-        print(f"passed {name}", flush=True)
+    main(SCENARIOS)

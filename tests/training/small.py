@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
+import torch
+
+from epan.training import (
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Progress,
+    RunConfig,
+    StepInfo,
+    TaskConfig,
+    records,
+)
 from epan.training.checkpoint import load
+from epan.training.engine import Engine, own_settings
+from epan.training.loading import build_model, build_task
 
 SMALL: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8, "persistent_size": 6}
 
@@ -27,6 +43,36 @@ def tiny(options: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
         log_every=2,
     )
     return dataclasses.replace(config, **changes)
+
+
+@contextmanager
+def engine_of(config: RunConfig) -> Iterator[Engine]:
+    """The engine of a run on the CPU, before its first step."""
+    device = torch.device("cpu")
+    with own_settings(config, device):
+        torch.manual_seed(config.seed)
+        task = build_task(config)
+        yield Engine(config, task, build_model(config, task), device)
+
+
+def numbers(run: Path) -> list[records.Entry]:
+    """What a repeated run must repeat: everything in its record but times, events and ends."""
+    kept = []
+    for entry in records.read(run):
+        if entry["kind"] in ("step", "bandwidth", "eval"):
+            kept.append({key: value for key, value in entry.items() if key not in ("elapsed", "tokens_per_second")})
+    return kept
+
+
+class StopAt(Progress):
+    """Asks the run to save and stop, as SIGTERM from outside does, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, info: StepInfo) -> None:
+        if info.step == self.step:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def fingerprint(path: Path) -> str:

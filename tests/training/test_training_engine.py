@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from small import engine_of
 from torch.nn import functional as F
 
 from epan.training import OptimizerConfig, RunConfig, TrainingError
-from epan.training.engine import MOST_SKIPS, Engine, own_settings
-from epan.training.loading import build_model, build_task
+from epan.training.engine import MOST_SKIPS
+from epan.training.loading import build_model
 from epan.training.optimization import learning_rate
 
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def engine(config: RunConfig) -> Iterator[Engine]:
-    with own_settings(config, CPU):
-        torch.manual_seed(config.seed)
-        task = build_task(config)
-        yield Engine(config, task, build_model(config, task), CPU)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -33,7 +25,7 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_steps_are_those_of_plain_torch(tiny: Callable[..., RunConfig]) -> None:
     config = tiny({"dropout": 0.0}, optimizer=OptimizerConfig(learning_rate=1e-2, clip=0.3))
-    with engine(config) as ours:
+    with engine_of(config) as ours:
         torch.manual_seed(config.seed)
         model = build_model(config, ours.task)
         decay = [p for p in model.parameters() if p.dim() > 1]
@@ -66,7 +58,7 @@ def test_steps_are_those_of_plain_torch(tiny: Callable[..., RunConfig]) -> None:
 def test_accumulation_equals_one_big_batch(tiny: Callable[..., RunConfig], parts: int) -> None:
     found = []
     for accumulation in (1, parts):
-        with engine(tiny({"dropout": 0.0}, accumulation=accumulation)) as ours:
+        with engine_of(tiny({"dropout": 0.0}, accumulation=accumulation)) as ours:
             outcomes = [ours.take_step(step, measure=False) for step in range(3)]
             found.append((outcomes, weights(ours.model)))
     (whole, one), (split, many) = found
@@ -80,7 +72,7 @@ def test_accumulation_equals_one_big_batch(tiny: Callable[..., RunConfig], parts
 def test_every_micro_batch_is_different_data(tiny: Callable[..., RunConfig]) -> None:
     config = tiny(accumulation=3, batch=12, lengths=(6, 9))
     seen: list[tuple[int, ...]] = []
-    with engine(config) as ours:
+    with engine_of(config) as ours:
         ours.model.register_forward_pre_hook(lambda module, inputs: seen.extend(map(tuple, inputs[0].tolist())))
         for step in range(2):
             ours.take_step(step, measure=False)
@@ -91,7 +83,7 @@ def test_every_micro_batch_is_different_data(tiny: Callable[..., RunConfig]) -> 
 def test_the_support_is_measured_where_asked_and_changes_nothing(tiny: Callable[..., RunConfig]) -> None:
     found = []
     for measure in (False, True):
-        with engine(tiny()) as ours:
+        with engine_of(tiny()) as ours:
             outcome = ours.take_step(0, measure=measure)
             found.append((outcome.support, weights(ours.model)))
     assert found[0][0] is None
@@ -104,7 +96,7 @@ def test_dropout_depends_on_seed_and_step_alone(tiny: Callable[..., RunConfig]) 
     config = tiny({"dropout": 0.5})
 
     def losses(disturb: bool) -> list[float]:
-        with engine(config) as ours:
+        with engine_of(config) as ours:
             found = []
             for step in range(3):
                 if disturb:
@@ -132,7 +124,7 @@ def poison(module: torch.nn.Module, steps: set[int], counter: list[int], place: 
 @pytest.mark.parametrize("name", ["layers.0.contextual_norm", "layers.0.persistent.output", "norm"])
 def test_a_loss_that_is_not_finite_stops_and_names_the_module(tiny: Callable[..., RunConfig], name: str) -> None:
     counter = [0]
-    with engine(tiny()) as ours:
+    with engine_of(tiny()) as ours:
         poison(ours.model.get_submodule(name), {1}, counter)
         ours.take_step(0, measure=False)
         before, counter[0] = weights(ours.model), 1
@@ -145,14 +137,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_module(tiny: Callable[...
 
 def test_a_bad_output_without_loss_of_its_own_is_named_too(tiny: Callable[..., RunConfig]) -> None:
     # The prediction after <bos> has no loss; 0 · NaN spoils the gradient alone.
-    with engine(tiny()) as ours:
+    with engine_of(tiny()) as ours:
         poison(ours.model.norm, {0}, [0], (0, 0))
         with pytest.raises(TrainingError, match=r"gradient of step 1 is not finite.*module 'norm' \(LayerNorm\)"):
             ours.take_step(0, measure=False)
 
 
 def test_a_weight_that_is_not_finite_is_named(tiny: Callable[..., RunConfig]) -> None:
-    with engine(tiny()) as ours:
+    with engine_of(tiny()) as ours:
         with torch.no_grad():
             ours.model.get_parameter("layers.0.persistent.values")[0, 0, 0] = math.inf
         with pytest.raises(TrainingError, match=r"parameter 'layers.0.persistent.values' itself.*1 of "):
@@ -164,7 +156,7 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_parameter(
     tiny: Callable[..., RunConfig], value: float
 ) -> None:
     name = "layers.0.persistent.values"
-    with engine(tiny()) as ours:
+    with engine_of(tiny()) as ours:
         before = weights(ours.model)
 
         def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -181,16 +173,16 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_parameter(
 
 def test_the_heads_are_named(tiny: Callable[..., RunConfig]) -> None:
     """Heads 1 of two: of a parameter, of a gradient, of the keys that a memory reads."""
-    with engine(tiny()) as ours, torch.no_grad():
+    with engine_of(tiny()) as ours, torch.no_grad():
         ours.model.get_parameter("layers.0.contextual.contextual.scale.log_scale")[1] = math.nan
         with torch.enable_grad(), pytest.raises(TrainingError, match=r"scale.log_scale' itself.*\(head 1 of 2\)"):
             ours.take_step(0, measure=False)
-    with engine(tiny()) as ours:
+    with engine_of(tiny()) as ours:
         values = ours.model.get_parameter("layers.0.persistent.values")
         values.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), math.nan))
         with pytest.raises(TrainingError, match=r"persistent.values' \(head 1 of 2\) is not finite"):
             ours.take_step(0, measure=False)
-    with engine(tiny()) as ours:
+    with engine_of(tiny()) as ours:
         poison(ours.model.get_submodule("layers.0.contextual.contextual.value"), {0}, [0], (slice(None), 1))
         with pytest.raises(TrainingError, match=r"contextual.value' \(ValueExtractor\).*, in head 1 of 2"):
             ours.take_step(0, measure=False)
@@ -198,7 +190,7 @@ def test_the_heads_are_named(tiny: Callable[..., RunConfig]) -> None:
 
 def test_skipping_leaves_the_step_out_and_goes_on(tiny: Callable[..., RunConfig]) -> None:
     counter = [0]
-    with engine(tiny(on_nonfinite="skip")) as ours:
+    with engine_of(tiny(on_nonfinite="skip")) as ours:
         poison(ours.model.norm, {1}, counter)
         ours.take_step(0, measure=False)
         before, counter[0] = weights(ours.model), 1
@@ -215,7 +207,7 @@ def test_skipping_leaves_the_step_out_and_goes_on(tiny: Callable[..., RunConfig]
 
 
 def test_too_many_skips_in_a_row_stop(tiny: Callable[..., RunConfig]) -> None:
-    with engine(tiny(on_nonfinite="skip", steps=100)) as ours:
+    with engine_of(tiny(on_nonfinite="skip", steps=100)) as ours:
         poison(ours.model.norm, set(range(100)) - {3}, counter := [0])
         # Step 3 is good and starts the count anew.
         for step in range(4 + MOST_SKIPS):
@@ -229,7 +221,7 @@ def test_too_many_skips_in_a_row_stop(tiny: Callable[..., RunConfig]) -> None:
 def test_bf16_trains_close_to_fp32_with_float32_weights(tiny: Callable[..., RunConfig]) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        with engine(tiny({"dropout": 0.0}, precision=precision)) as ours:
+        with engine_of(tiny({"dropout": 0.0}, precision=precision)) as ours:
             losses[precision] = [ours.take_step(step, measure=step == 1).loss for step in range(4)]
             assert {tensor.dtype for tensor in ours.model.state_dict().values()} == {torch.float32}
     assert losses["bf16"] != losses["fp32"]
@@ -243,7 +235,7 @@ def test_the_settings_of_the_process_come_back(tiny: Callable[..., RunConfig]) -
     expected = torch.rand(3)
     torch.manual_seed(5)
     before = dict(AcceleratorState._shared_state), dict(PartialState._shared_state), torch.get_num_threads()
-    with engine(tiny(threads=2)) as ours:
+    with engine_of(tiny(threads=2)) as ours:
         assert torch.get_num_threads() == 2
         ours.take_step(0, measure=False)
     assert torch.equal(torch.rand(3), expected)

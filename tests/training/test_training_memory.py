@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small import engine_of
 
 from epan.errors import EpanError
 from epan.training import Progress, RunConfig, StepInfo, TrainingError, check, checkpoint, records, train
-from epan.training.engine import Engine, own_settings
-from epan.training.loading import build_model, build_task
+from epan.training.engine import Engine
 
 Tiny = Callable[..., RunConfig]
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def engine(config: RunConfig) -> Iterator[Engine]:
-    with own_settings(config, CPU):
-        torch.manual_seed(config.seed)
-        task = build_task(config)
-        yield Engine(config, task, build_model(config, task), CPU)
 
 
 def weights(ours: Engine) -> dict[str, torch.Tensor]:
@@ -55,11 +46,11 @@ def test_the_batch_is_split_until_it_fits_and_the_step_is_done_again(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, rows: int, parts: int
 ) -> None:
     """The bits are those of a run that was split so from its start."""
-    with engine(tiny(accumulation=parts)) as plain:
+    with engine_of(tiny(accumulation=parts)) as plain:
         expected = [plain.take_step(step, measure=False).loss for step in range(3)]
         kept = weights(plain)
     small_memory(monkeypatch, rows)
-    with engine(tiny(on_out_of_memory="halve")) as ours:
+    with engine_of(tiny(on_out_of_memory="halve")) as ours:
         outcomes = [ours.take_step(step, measure=False) for step in range(3)]
         assert [outcome.loss for outcome in outcomes] == expected
         assert equal(weights(ours), kept)
@@ -71,14 +62,14 @@ def test_the_batch_is_split_until_it_fits_and_the_step_is_done_again(
 
 def test_what_the_first_micro_batches_gave_is_forgotten(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(batch=12, accumulation=3, on_out_of_memory="halve")
-    with engine(config) as plain:
+    with engine_of(config) as plain:
         plain.take_step(0, measure=False)
         plain._split(6)
         loss = plain.take_step(1, measure=False).loss
         kept = weights(plain)
     # The second micro-batch of three, when accelerate leaves gradients as they are.
     small_memory(monkeypatch, 2, after=4)
-    with engine(config) as ours:
+    with engine_of(config) as ours:
         assert ours.take_step(0, measure=False).halved is None
         outcome = ours.take_step(1, measure=False)
         assert outcome.loss == loss

@@ -6,22 +6,18 @@ Here, without a GPU, what would be recorded is run as it is; ``tests/gpu`` recor
 from __future__ import annotations
 
 import dataclasses
-import json
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import fingerprint
+from small import StopAt, engine_of, fingerprint, numbers
 
 from epan import tasks
 from epan.errors import UnsupportedError
-from epan.training import Progress, RunConfig, StepInfo, TrainingError, engine, resident, train
-from epan.training.engine import Engine, own_settings
-from epan.training.loading import build_model, build_task
+from epan.training import RunConfig, TrainingError, engine, resident, train
+from epan.training.engine import Engine
 
 CPU = torch.device("cpu")
 
@@ -36,16 +32,14 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "SECONDS", 1e9)
 
 
-@contextmanager
-def engine_of(config: RunConfig) -> Iterator[Engine]:
-    with own_settings(config, CPU):
-        torch.manual_seed(config.seed)
-        task = build_task(config)
-        yield Engine(config, task, build_model(config, task), CPU)
-
-
 def steps_of(made: Engine, first: int, last: int) -> list[Any]:
     return list(made.steps(first, last, lambda number: number % 4 == 0, lambda: False))
+
+
+def same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, atol=2e-5), name
 
 
 def weights(made: Engine) -> dict[str, torch.Tensor]:
@@ -72,8 +66,7 @@ def test_queued_steps_are_plain_steps(
             assert (one.support is None) == (other.support is None)
         if accumulation == 1:
             assert found[3].support == pytest.approx(expected[3].support, rel=1e-6)
-        for name, tensor in weights(plain).items():
-            assert torch.allclose(after[name], tensor, atol=2e-5), name
+        same_weights(after, weights(plain))
         assert moments.keys() == plain.tensors()["optimizer"].keys()
         steps = {float(value) for name, value in moments.items() if name.endswith("/step")}
         assert steps == {11.0}
@@ -163,8 +156,7 @@ def test_a_bad_step_changes_nothing_and_the_next_ones_are_done_again(
     with engine_of(dataclasses.replace(config, cuda_graph=False)) as plain:
         _Poison(plain.model, {4})
         steps_of(plain, 0, 12)
-        for name, tensor in weights(plain).items():
-            assert torch.allclose(after[name], tensor, atol=2e-5), name
+        same_weights(after, weights(plain))
 
 
 def test_a_bad_step_stops_the_run_with_the_weights_before_it(tiny: Callable[..., RunConfig], queued: None) -> None:
@@ -179,38 +171,19 @@ def test_a_bad_step_stops_the_run_with_the_weights_before_it(tiny: Callable[...,
         after = weights(ours)
     with engine_of(dataclasses.replace(config, cuda_graph=False)) as plain:
         steps_of(plain, 0, 5)
-        for name, tensor in weights(plain).items():
-            assert torch.allclose(after[name], tensor, atol=2e-5), name
-
-
-class _Stop(Progress):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, info: StepInfo) -> None:
-        if info.step == self.step:
-            signal.raise_signal(signal.SIGTERM)
-
-
-def _lines(run: Path) -> list[dict[str, Any]]:
-    kept = []
-    for line in (run / "record.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if entry["kind"] in ("step", "bandwidth", "eval"):
-            kept.append({key: value for key, value in entry.items() if key not in ("elapsed", "tokens_per_second")})
-    return kept
+        same_weights(after, weights(plain))
 
 
 def test_a_queued_run_goes_on_with_the_same_bits(tiny: Callable[..., RunConfig], queued: None, tmp_path: Path) -> None:
     config = tiny({"dropout": 0.1}, steps=14, log_every=4, checkpoint_every=5)
     whole = train(config, tmp_path / "whole")
-    stopped = train(config, tmp_path / "parts", progress=_Stop(6))
+    stopped = train(config, tmp_path / "parts", progress=StopAt(6))
     assert stopped.status == "interrupted"
     assert 6 <= stopped.step < 14
     assert stopped.checkpoint.name == f"step-{stopped.step:08d}"
     resumed = train(config, tmp_path / "parts", resume="require")
     assert fingerprint(resumed.checkpoint) == fingerprint(whole.checkpoint)
-    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
 def test_a_graph_that_cannot_be_says_why(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import numbers
 
 from epan.errors import EpanError
 from epan.training import (
@@ -70,15 +71,6 @@ class Notes(Progress):
 
 def raise_interrupt() -> None:
     raise KeyboardInterrupt
-
-
-def numbers(folder: Path) -> list[records.Entry]:
-    """What a repeated run must repeat: everything but times, events and ends."""
-    kept = []
-    for entry in records.read(folder):
-        if entry["kind"] in ("step", "bandwidth", "eval"):
-            kept.append({key: value for key, value in entry.items() if key not in ("elapsed", "tokens_per_second")})
-    return kept
 
 
 def test_the_record_has_its_schema(tiny: Tiny, tmp_path: Path) -> None:

@@ -157,10 +157,8 @@ def save(
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-    root = run / FOLDER
-    final = root / f"step-{step:08d}"
-    temporary = root / f".tmp-{final.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    final = place_of(run, step)
+    temporary = temporary_of(final)
     try:
         temporary.mkdir(parents=True)
         save_file(contiguous(model), temporary / MODEL)
@@ -172,13 +170,32 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(t.nbytes for t in (*model.values(), *optimizer.values()))
-        raise EpanError(
-            f"The checkpoint of step {step} cannot be written: {getattr(error, 'strerror', None) or error}",
-            found=str(final),
-            fix=f"make room for {size / 2**20:.1f} MiB there, or give a folder that you may write to, then resume",
-        ) from error
+        raise unwritable(final, getattr(error, "strerror", None) or str(error), size) from error
     drop_old(run, keep, spare)
     return final
+
+
+def place_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint of ``step``."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def temporary_of(final: Path) -> Path:
+    """Where this process writes what becomes ``final``; nothing is there."""
+    temporary = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    return temporary
+
+
+def unwritable(final: Path, reason: str, size: int | None, rank: int | None = None) -> EpanError:
+    """What is told of a checkpoint of ``size`` bytes, if that is known, that could not be written (by process ``rank``)."""
+    who = "" if rank is None else f" by process {rank}"
+    room = "make room" if size is None else f"make room for {size / 2**20:.1f} MiB"
+    return EpanError(
+        f"The checkpoint of step {step_of(final)} cannot be written{who}: {reason}",
+        found=str(final),
+        fix=f"{room} there, or give a folder that you may write to, then resume",
+    )
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Literal
 
 from epan.errors import EpanError
-from epan.training.errors import TrainingError
+from epan.training.errors import TrainingError, unusable_folder
 
 __all__ = [
     "BEAT",
@@ -275,11 +275,7 @@ def take(run: Path, stale: Holder | None = None) -> Claim | None:
     try:
         taken = _pass_on(run, stale, me) if stale is not None else _put(run, me)
     except OSError as error:
-        raise EpanError(
-            f"The output folder cannot be used: {error.strerror}",
-            found=str(run),
-            fix="give a folder that you may write to",
-        ) from error
+        raise unusable_folder(run, error) from error
     if not taken:
         return None
     _clean(run)

@@ -308,6 +308,15 @@ class RunConfig:
             )
 
     @property
+    def plain_steps(self) -> str | None:
+        """Why steps of this run cannot be recorded as a CUDA graph, wherever it runs; None if nothing speaks against it."""
+        if self.precision == "fp16":
+            return "precision fp16 changes its loss scale as it goes on"
+        if self.gradient_checkpointing:
+            return "gradient_checkpointing reads the state of the random numbers"
+        return None
+
+    @property
     def method(self) -> str:
         """The label of kernel and normalization, such as ``biweight-adaptive``."""
         return self.model.method

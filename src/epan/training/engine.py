@@ -99,13 +99,11 @@ class StepOutcome(NamedTuple):
 
 def recordable(config: RunConfig, device: torch.device, processes: Processes) -> str | None:
     """Why steps cannot be recorded as a CUDA graph, or None."""
-    reasons = {
-        f"the device is {device.type}": device.type != "cuda",
-        "several processes add up their gradients": processes.world > 1,
-        "precision fp16 changes its loss scale as it goes on": config.precision == "fp16",
-        "gradient_checkpointing reads the state of the random numbers": config.gradient_checkpointing,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if processes.world > 1:
+        return "several processes add up their gradients"
+    return config.plain_steps
 
 
 class Engine:
@@ -229,7 +227,7 @@ class Engine:
         config, longest = self.config, self.lengths[1]
         rows = self._rows(self.accumulation)
         batch = self.task.sample(config.seed, 0, 3, (longest, longest), device=self.device, split="train")
-        batch = batch if config.compile else trim(batch)
+        batch = trim(batch) if self._cuts else batch
 
         def loss_of(count: int) -> torch.Tensor:
             part = Batch(*(values[:count] for values in batch))
@@ -407,6 +405,11 @@ class Engine:
                 losses.append(loss.detach())
         return torch.stack(losses).sum(), sum(part.tokens[:, 1:].numel() for part in parts), support
 
+    @property
+    def _cuts(self) -> bool:
+        """Whether micro-batches end at their longest sequence: a compiled or recorded step wants equal shapes more."""
+        return not (self.config.compile or self.queued)
+
     def _data(self, step: int) -> list[Batch]:
         config = self.config
         return micro_batches(
@@ -419,8 +422,7 @@ class Engine:
             rank=self.processes.rank,
             world=self.processes.world,
             device=self.device,
-            # A compiled or recorded step wants equal shapes more than short ones.
-            cut=not (config.compile or self.queued),
+            cut=self._cuts,
         )
 
     def _skip(self, step: int, loss: float) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from epan.errors import EpanError
 
-__all__ = ["TrainingError"]
+__all__ = ["TrainingError", "unusable_folder"]
 
 
 class TrainingError(EpanError):
@@ -12,3 +14,12 @@ class TrainingError(EpanError):
 
     The run folder keeps its record (status ``failed``) and its last good checkpoint.
     """
+
+
+def unusable_folder(path: Path, error: OSError) -> EpanError:
+    """What is told of an output folder that cannot be created, read or written."""
+    return EpanError(
+        f"The output folder cannot be used: {error.strerror}",
+        found=str(path),
+        fix="give a folder that you may write to",
+    )

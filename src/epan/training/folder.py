@@ -9,6 +9,7 @@ from typing import Literal
 from epan.errors import EpanError
 from epan.training import claims, records
 from epan.training.config import OPERATIONAL, RunConfig
+from epan.training.errors import unusable_folder
 from epan.training.parsing import differences
 
 __all__ = ["Resume", "RunFolder", "is_claim", "open_folder"]
@@ -56,7 +57,7 @@ def open_folder(config: RunConfig, out: str | Path, resume: Resume) -> RunFolder
             )
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable_folder(path, error) from error
     return RunFolder(path, "new")
 
 
@@ -67,20 +68,12 @@ def _others(path: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise unusable_folder(path, error) from error
 
 
 def is_claim(item: Path) -> bool:
     """Whether an item of a run folder is the claim of a process on it."""
     return item.name == claims.NAME or item.name.startswith(f"{claims.NAME}-")
-
-
-def _unusable(path: Path, error: OSError) -> EpanError:
-    return EpanError(
-        f"The output folder cannot be used: {error.strerror}",
-        found=str(path),
-        fix="give a folder that you may write to",
-    )
 
 
 def _existing(

@@ -29,9 +29,8 @@ MOST_TOGETHER = 12
 
 def alike(config: RunConfig) -> tuple[object, ...] | None:
     """What runs of one process must have in common; None for one that needs a process of its own."""
-    plain = config.cuda_graph is False or config.gradient_checkpointing or config.precision == "fp16"
     # What trackers print is caught for the whole process.
-    if plain or config.track or config.device in ("cpu", "mps"):
+    if config.cuda_graph is False or config.plain_steps or config.track or config.device in ("cpu", "mps"):
         return None
     return (config.precision, config.accumulation, config.threads, config.deterministic)
 

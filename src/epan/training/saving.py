@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ def save_shards(
     ------
     EpanError: in all processes, if one cannot write; earlier checkpoints are untouched and no litter stays.
     """
-    final = run / checkpoints.FOLDER / f"step-{step:08d}"
+    final = checkpoints.place_of(run, step)
     temporary = processes.share(lambda: _begin(final))
     own = {"model": model, "optimizer": optimizer}
     told = processes.gather(_write_parts(temporary, own, processes))
@@ -49,12 +48,11 @@ def save_shards(
 
 
 def _begin(final: Path) -> Path:
-    temporary = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = checkpoints.temporary_of(final)
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise _failed(final, error.strerror or str(error), None) from error
+        raise checkpoints.unwritable(final, error.strerror or str(error), None) from error
     return temporary
 
 
@@ -97,7 +95,7 @@ def _finish(
     size = sum(tensor.nbytes for tensors in own.values() for tensor in tensors.values())
     try:
         if problem is not None:
-            raise _failed(final, problem[1], size, problem[0])
+            raise checkpoints.unwritable(final, problem[1], size, problem[0])
         layout = {kind: shards.describe([one["shapes"][kind] for one in told]) for kind in shards.KINDS}
         checkpoints.finish(
             temporary,
@@ -110,19 +108,9 @@ def _finish(
         )
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _failed(final, error.strerror or str(error), size) from error
+        raise checkpoints.unwritable(final, error.strerror or str(error), size) from error
     except EpanError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     checkpoints.drop_old(final.parent.parent, keep, spare)
     return final
-
-
-def _failed(final: Path, reason: str, size: int | None, rank: int | None = None) -> EpanError:
-    who = "" if rank is None else f" by process {rank}"
-    room = "make room" if size is None else f"make room for {size / 2**20:.1f} MiB"
-    return EpanError(
-        f"The checkpoint of step {int(final.name[5:])} cannot be written{who}: {reason}",
-        found=str(final),
-        fix=f"{room} there, or give a folder that you may write to, then resume",
-    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from epan.errors import EpanError
 from epan.training import claims
 from epan.training.config import RunConfig
+from epan.training.errors import unusable_folder
 from epan.training.folder import open_folder
 from epan.training.gpus import visible_gpus
 from epan.training.interruption import Interruption
@@ -120,8 +121,7 @@ def run_sweep(
     try:
         logs.mkdir(exist_ok=True)
     except OSError as error:
-        fix = "give a folder that you may write to"
-        raise EpanError(f"The output folder cannot be used: {error.strerror}", found=str(out), fix=fix) from error
+        raise unusable_folder(Path(out), error) from error
     runs = [Run(config, Path(out) / config.label) for config in configs]
     return _Sweep(runs, logs, workers, threads, gpus or [None], pack, wait, progress or SweepProgress()).go()
 
