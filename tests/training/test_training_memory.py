@@ -125,3 +125,17 @@ def test_several_processes_cannot_repeat_a_step(tiny: Tiny, monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(EpanError, match=r"on_out_of_memory=halve is not supported.*several processes.*accumulation"):
         check(tiny(on_out_of_memory="halve"))
+
+
+def test_the_estimate_leaves_no_graph(tiny: Tiny) -> None:
+    def node(parameter: torch.Tensor) -> Any:
+        view = parameter.expand_as(parameter).grad_fn
+        assert view is not None
+        return view.next_functions[0][0]
+
+    with engine_of(tiny({"dropout": 0.1})) as ours:
+        assert ours.memory()[0].activations
+        # A node of an old graph would be there still, on the stream of that graph, and a step could not be recorded.
+        for parameter in ours.model.parameters():
+            node(parameter).metadata["seen"] = True
+            assert "seen" not in node(parameter).metadata

@@ -200,3 +200,22 @@ def test_data_of_several_steps_are_those_of_each(name: str) -> None:
         one = task.sample(3, 5 + index, 4, (low, low + 4), split="train", first=2)
         for whole, part in zip(many, one, strict=True):
             assert torch.equal(whole[4 * index : 4 * index + 4], part)
+
+
+def test_what_cannot_be_recorded_takes_plain_steps(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, queued: None
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise resident.RecordingError("operation not permitted when stream is capturing")
+
+    config = tiny(steps=12)
+    with engine_of(dataclasses.replace(config, cuda_graph=False)) as plain:
+        expected = steps_of(plain, 0, 12)
+    monkeypatch.setattr(resident.ResidentStep, "_record", refuse)
+    with engine_of(config) as ours:
+        with pytest.warns(RuntimeWarning, match="Plain steps are taken, .* operation not permitted"):
+            found = steps_of(ours, 0, 12)
+        assert [outcome.loss for outcome in found] == [outcome.loss for outcome in expected]
+    with engine_of(dataclasses.replace(config, cuda_graph=True)) as ours:
+        with pytest.raises(TrainingError, match="cannot be recorded"):
+            steps_of(ours, 0, 12)

@@ -23,6 +23,9 @@ from .heads import PerHead, head_size, init_linear, merge_heads, with_stats
 __all__ = ["ContextualCache", "ContextualMemory", "PersistentMemory"]
 
 _PUBLISHED_SCALE = math.exp(2.0)
+# Stored pairs, counted for each head and part of a batch, whose gradients fill a GPU: flash attention makes those of 64 or 128
+# pairs in one block of threads.
+_PARALLEL_PAIRS = 1 << 15
 
 KernelSpec = str | Mapping[str, object] | Kernel
 NormalizationSpec = str | Mapping[str, object] | Normalization
@@ -225,6 +228,16 @@ class PersistentMemory(PerHead, nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         init_linear(self.output, depth=depth)
 
+    def _parts(self, queries: Tensor) -> int:
+        """Parts that the batch is cut into, so that the gradients of few pairs are work enough for a whole GPU."""
+        if not (queries.is_cuda and self.training):
+            return 1
+        heads, pairs, _ = self.keys.shape
+        parts = 1
+        while queries.shape[0] % (2 * parts) == 0 and parts * heads * pairs < _PARALLEL_PAIRS:
+            parts *= 2
+        return parts
+
     def _read(self, x: Tensor, state: Tensor | None, return_stats: bool) -> tuple[Tensor, Tensor, Stats | None]:
         queries, state = self.key(x, state)
         b, h, t, d = queries.shape
@@ -235,13 +248,14 @@ class PersistentMemory(PerHead, nn.Module):
             keys, scale = keys * scale, 1.0
         # The output is linear in the values, so the gain may be on them.
         values = self.values * torch.exp(10 * self.log_gain)[:, None, None]
-        # All sequences read the same pairs, so they are queries of one sequence: one matrix product per head, no copy of the
-        # pairs for each sequence, and no sum of their gradients over all of them.
-        queries = queries.transpose(0, 1).reshape(1, h, b * t, d)
+        # All sequences read the same pairs, so they are queries of few: no copy of the pairs for each sequence, and no sum of
+        # their gradients over all of them.
+        parts = self._parts(queries)
+        queries = queries.reshape(parts, b // parts, h, t, d).transpose(1, 2).reshape(parts, h, b // parts * t, d)
         result = attention(
             queries,
-            keys.to(queries.dtype)[None],
-            values.to(queries.dtype)[None],
+            keys.to(queries.dtype).expand(parts, -1, -1, -1),
+            values.to(queries.dtype).expand(parts, -1, -1, -1),
             dropout_p=self.dropout if self.training else 0.0,
             scale=scale,
             kernel=self.kernel if self.order is None else self.order(),
@@ -250,9 +264,9 @@ class PersistentMemory(PerHead, nn.Module):
             return_stats=return_stats,
         )
         out, stats = with_stats(result)
-        out = out.view(h, b, t, d).transpose(0, 1)
+        out = out.view(parts, h, b // parts, t, d).transpose(1, 2).reshape(b, h, t, d)
         if stats is not None:
-            stats = map_stats(lambda field: field.view(h, b, t).transpose(0, 1), stats)
+            stats = map_stats(lambda field: field.view(parts, h, b // parts, t).transpose(1, 2).reshape(b, h, t), stats)
         return self.output(merge_heads(out)), state, stats
 
     def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:

@@ -29,7 +29,7 @@ from epan.training.loading import build_model
 from epan.training.memory import MemoryEstimate, estimate
 from epan.training.optimization import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 from epan.training.processes import Processes
-from epan.training.resident import ResidentStep
+from epan.training.resident import RecordingError, ResidentStep
 from epan.training.sharding import gather_weights, shard, whole
 from epan.training.stream import micro_batches, step_seed, trim
 
@@ -125,6 +125,8 @@ class Engine:
         model: LanguageModel,
         device: torch.device,
         processes: Processes | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         self.config, self.task, self.device = config, task, device
         self.processes = processes or Processes()
@@ -135,6 +137,8 @@ class Engine:
             raise UnsupportedError("cuda_graph=true", obstacle, "leave cuda_graph out")
         self.queued = config.cuda_graph is not False and obstacle is None
         self._resident: ResidentStep | None = None
+        # Plain steps draw from the random numbers of the process, which runs in other threads would disturb.
+        self._must_record = bool(config.cuda_graph) or together
         self.model = model.train()
         self.model.gradient_checkpointing = config.gradient_checkpointing
         if self.sharded:
@@ -254,8 +258,11 @@ class Engine:
         ------
         TrainingError, torch.OutOfMemoryError: as :meth:`take_step`.
         """
-        if self.queued:
-            yield from self._queued_steps(first, last, measured, stopping)
+        parts = self.accumulation
+        resident = self._recorded() if self.queued else None
+        if resident is not None:
+            halved = self._halved(first, parts) if self.accumulation > parts else None
+            yield from self._queued_steps(resident, halved, first, last, measured, stopping)
             return
         for step in range(first, last):
             # Whoever asks for steps has looked before the first one.
@@ -264,12 +271,15 @@ class Engine:
             yield self.take_step(step, measure=measured(step + 1))
 
     def _queued_steps(
-        self, first: int, last: int, measured: Callable[[int], bool], stopping: Callable[[], bool]
+        self,
+        resident: ResidentStep,
+        halved: str | None,
+        first: int,
+        last: int,
+        measured: Callable[[int], bool],
+        stopping: Callable[[], bool],
     ) -> Iterator[StepOutcome]:
-        parts, step = self.accumulation, first
-        resident = self._recorded()
-        halved = self._halved(step, parts) if self.accumulation > parts else None
-        tokens = resident.tokens
+        step, tokens = first, resident.tokens
         # Until the last result is there, the weights are ahead of what is told.
         self.updating = True
         while step < last:
@@ -291,7 +301,8 @@ class Engine:
                 break
         self.updating = False
 
-    def _recorded(self) -> ResidentStep:
+    def _recorded(self) -> ResidentStep | None:
+        """The recorded step; None, from then on, where it cannot be recorded."""
         while self._resident is None:
             try:
                 self._resident = ResidentStep(
@@ -300,9 +311,33 @@ class Engine:
             except torch.OutOfMemoryError:
                 if not self._may_split():
                     raise
+            except RecordingError as error:
+                if self._must_record:
+                    raise TrainingError(
+                        "A step of this run cannot be recorded",
+                        found=error.reason,
+                        fix="train it in a process of its own, without cuda_graph, where it takes plain steps",
+                    ) from error
+                warnings.warn(
+                    f"Plain steps are taken, because a step cannot be recorded: {error.reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                self._take_plain_steps()
+                return None
             if self._resident is None:
                 self._split_further()
         return self._resident
+
+    def _take_plain_steps(self) -> None:
+        """Undoes what a recorded step needs of the optimizer and the forward pass."""
+        self.queued = False
+        for name in ("found_inf", "grad_scale"):
+            if hasattr(self._adamw, name):
+                delattr(self._adamw, name)
+        self.model.zero_grad(set_to_none=True)
+        if self.config.compile:
+            self._forward = torch.compile(self._forward, dynamic=True)
 
     def take_step(self, step: int, *, measure: bool) -> StepOutcome:
         """Do optimizer step ``step`` (from 0); ``measure`` also finds the support size.

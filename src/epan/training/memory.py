@@ -81,7 +81,7 @@ def saved_for_backward(model: LanguageModel, compute: Callable[[], Tensor]) -> S
     """What ``compute``, a forward pass of ``model`` up to the loss, keeps when blocks are not computed again."""
     saved = Saved([0] * len(model.layers), [0] * len(model.layers))
     own = {local(parameter).untyped_storage().data_ptr() for parameter in model.parameters()}
-    # What was counted is held, so that no other tensor takes its place in memory.
+    # What was counted is held, so that no other tensor takes its place in memory; without its graph, which would hold itself.
     counted: dict[int, Tensor] = {}
     current: int | None = None
 
@@ -92,15 +92,15 @@ def saved_for_backward(model: LanguageModel, compute: Callable[[], Tensor]) -> S
         parameter = isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter)
         if parameter or place in own or place in counted:
             return 0
-        counted[place] = tensor
+        counted[place] = tensor.detach()
         return storage.nbytes()
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # No backward pass follows. A node that kept its own output would keep itself for good, with the stream it was made on.
         if current is None:
             saved.outside += fresh(tensor)
         else:
             saved.blocks[current] += fresh(tensor)
-        return tensor
 
     def enter(number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -121,7 +121,7 @@ def saved_for_backward(model: LanguageModel, compute: Callable[[], Tensor]) -> S
         for number, block in enumerate(model.layers):
             stack.callback(block.register_forward_pre_hook(enter(number)).remove)
             stack.callback(block.register_forward_hook(leave).remove)
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing))
         loss = compute()
     # Until here the graph held what it keeps.
     del loss

@@ -29,7 +29,7 @@ from epan.training.loading import autocast
 from epan.training.optimization import learning_rate
 from epan.training.stream import step_seed
 
-__all__ = ["ResidentStep", "Result"]
+__all__ = ["RecordingError", "ResidentStep", "Result"]
 
 # Steps that are started before the host looks at their results, at most, in so many seconds if that is fewer (a signal ends
 # a run after those that are started), and places for results of steps in flight.
@@ -38,6 +38,14 @@ BLOCK, SECONDS, RING = 16, 0.25, 64
 CHUNK, CHUNK_TOKENS = 16, 1 << 21
 # Sequences whose support is measured.
 MEASURED = 32
+
+
+class RecordingError(Exception):
+    """Something in the step waits for the device, so that it cannot be part of a CUDA graph; ``reason`` says what CUDA says."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Result(NamedTuple):
@@ -80,6 +88,10 @@ class ResidentStep:
         plain steps.
     device: on a GPU the step is recorded; on a CPU, for tests, it is run as it is.
     accumulation: parts that the batch is split into.
+
+    Raises
+    ------
+    RecordingError: the step cannot be recorded; weights and optimizer are as they were.
     """
 
     def __init__(
@@ -226,8 +238,15 @@ class ResidentStep:
             return work
         graph, made = torch.cuda.CUDAGraph(), []
         recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
-        with exclusive, self._own_numbers(), recording:
-            made.append(work())
+        try:
+            with exclusive, self._own_numbers(), recording:
+                made.append(work())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # The end of a recording that broke off fails, too, and says less.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            raise RecordingError(str(first).splitlines()[0]) from error
 
         def replay() -> Any:
             graph.replay()

@@ -51,6 +51,7 @@ class Session:
         device: torch.device,
         processes: Processes | None = None,
         check_claim: Callable[[], None] | None = None,
+        together: bool = False,
     ) -> None:
         self.config, self.folder, self.writer = config, folder, writer
         self.progress, self.interruption, self.task, self.device = progress, interruption, task, device
@@ -69,7 +70,7 @@ class Session:
             "config_hash": config.hash(),
             "model": model_facts(config.model.name, model),
         }
-        self.engine = Engine(config, task, model, device, self.processes)
+        self.engine = Engine(config, task, model, device, self.processes, together=together)
         if folder.state == "started":
             self._restore()
         # What was tested beyond the checkpoint is tested again, and its lines are overtaken.

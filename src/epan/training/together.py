@@ -105,7 +105,7 @@ def train_together(
         futures = [
             pool.submit(
                 run_alone, config, out, device, interruption, Processes(),
-                resume=resume, progress=one, claim=claims[place] if claims else None,
+                resume=resume, progress=one, claim=claims[place] if claims else None, together=True,
             )
             for place, (config, out, one) in enumerate(zip(configs, outs, shown, strict=True))
         ]  # fmt: skip

@@ -135,8 +135,12 @@ def run_alone(
     progress: Progress | None,
     command: str | None = None,
     claim: str | None = None,
+    together: bool = False,
 ) -> RunResult:
-    """``train`` where signals, settings and the group of processes are taken care of; several threads may call it."""
+    """``train`` where signals, settings and the group of processes are taken care of.
+
+    With ``together`` other threads may call it, too, at the same time.
+    """
     check_trackers(config.track or ())
     with ExitStack() as stack:
         with exclusive:
@@ -166,9 +170,9 @@ def run_alone(
                 writer = stack.enter_context(TrackedWriter(writer, config.track, folder.path, shown.on_event))
         check_claim = held[0].check if held else None
         # Without a name of its own here, so that it is gone before its group of processes is left.
-        return Session(config, folder, writer, shown, interruption, task, model, device, processes, check_claim).go(
-            command
-        )
+        return Session(
+            config, folder, writer, shown, interruption, task, model, device, processes, check_claim, together
+        ).go(command)
 
 
 def _finished(config: RunConfig, folder: RunFolder) -> RunResult:

@@ -30,10 +30,11 @@ LARGEST_UNIT = 256
 # Programs that fill a GPU, and the chunks below which a segment of its own does not pay.
 PROGRAMS, LEAST_CHUNKS, MOST_SEGMENTS = 512, 8, 64
 # Elements of a chunk, its most rows, and the most columns of a program that need not see whole rows.
-CHUNK_ELEMENTS, MOST_ROWS, COLUMNS = 2048, 64, 64
+CHUNK_ELEMENTS, MOST_ROWS, COLUMNS = 1024, 64, 64
 # The least side of a matrix product.
 LEAST_SIDE = 16
-LAUNCH = {"num_warps": 4, "num_stages": 2}
+# A warp for so many elements: sums within one need no other.
+WARP_ELEMENTS, MOST_WARPS = 1024, 8
 
 
 @triton.jit
@@ -227,6 +228,8 @@ class _Plan:
         self.slices = triton.cdiv(self.size, self.columns)
         self.rows = chunk_rows(self.size, unit)
         self.chunks = triton.cdiv(self.length, self.rows)
+        warps = min(MOST_WARPS, max(1, self.rows * self.columns // WARP_ELEMENTS))
+        self.launch = {"num_warps": warps, "num_stages": 2}
         wanted = min(MOST_SEGMENTS, triton.cdiv(PROGRAMS, self.pairs * self.slices))
         self.per_segment = max(LEAST_CHUNKS, triton.cdiv(self.chunks, wanted))
         self.segments = triton.cdiv(self.chunks, self.per_segment)
@@ -285,7 +288,7 @@ def _average(x: Tensor, rate: Tensor, state: Tensor | None, unit: bool) -> tuple
     with on_device_of(x):
         for partial in (True, False) if plan.segments > 1 else (False,):
             average[plan.grid](
-                **tensors, **plan.numbers, **plan.flags, GIVEN=given is not None, PARTIAL=partial, **LAUNCH
+                **tensors, **plan.numbers, **plan.flags, GIVEN=given is not None, PARTIAL=partial, **plan.launch
             )
     return out, last, carries
 
@@ -318,7 +321,7 @@ def _average_backward(
     with on_device_of(x):
         for partial in (True, False) if plan.segments > 1 else (False,):
             average_backward[plan.grid](
-                **tensors, **numbers, **plan.flags, GIVEN=given is not None, PARTIAL=partial, **LAUNCH
+                **tensors, **numbers, **plan.flags, GIVEN=given is not None, PARTIAL=partial, **plan.launch
             )
     summed = per_step.sum(0) if rate.dim() == 3 else per_step.sum((0, 1, 3))
     return d_x, d_rate.copy_(summed), d_state

@@ -261,16 +261,28 @@ def rounded(t, D_TYPE: tl.constexpr):
 
 
 @triton.jit
+def _mixed(x, other):
+    """A number whose upper bits depend on every bit of x, and of ``other``: rounds of shift, exclusive or and multiply."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D + other
+    return (x ^ (x >> 15)) * 0x846CA68B
+
+
+@triton.jit
 def kept(SEED, head, rows, start, drop, BN: tl.constexpr, T: tl.constexpr):
-    """0 or 1/(1 − drop) per weight: a function of the seed, the head, the query and the key alone."""
-    keys = start + tl.arange(0, BN)
-    zero = over_rows(rows * 0, T) + over_keys(keys * 0, T)
-    c0 = (zero + over_rows(rows, T)).to(tl.uint32)
-    c1 = (zero + over_keys(keys, T)).to(tl.uint32)
-    c2 = (zero + head).to(tl.uint32)
-    bits, other1, other2, other3 = tl.philox(tl.load(SEED), c0, c1, c2, zero.to(tl.uint32))
-    chosen = tl.uint_to_uniform_float(bits) >= drop
-    return chosen.to(tl.float32) / tl.where(chosen, 1.0 - drop, 1.0)
+    """0 or 1/(1 − drop) per weight: a function of the seed, the head, the query and the key alone.
+
+    A Philox number for each query of each head, mixed with one for each key: a Philox number for each weight would take
+    four registers of every thread for each of its weights, and many times as long as the weight.
+    """
+    zero = rows * 0
+    one, two, other1, other2 = tl.philox(
+        tl.load(SEED), rows.to(tl.uint32), (zero + head).to(tl.uint32), zero.to(tl.uint32), zero.to(tl.uint32)
+    )
+    keys = (start + tl.arange(0, BN)).to(tl.uint32)
+    bits = _mixed(over_rows(one, T) ^ over_keys(_mixed(keys, 0x9E3779B9), T), over_rows(two, T))
+    limit = ((zero + drop) * 4294967296.0).to(tl.uint32)
+    chosen = (bits >= over_rows(limit, T)) & (drop < 1.0)
+    return tl.where(chosen, 1.0 / tl.maximum(1.0 - drop, 1e-30), 0.0)
 
 
 @triton.jit
