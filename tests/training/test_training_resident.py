@@ -216,6 +216,22 @@ def test_what_cannot_be_recorded_takes_plain_steps(
         with pytest.warns(RuntimeWarning, match="Plain steps are taken, .* operation not permitted"):
             found = steps_of(ours, 0, 12)
         assert [outcome.loss for outcome in found] == [outcome.loss for outcome in expected]
-    with engine_of(dataclasses.replace(config, cuda_graph=True)) as ours:
-        with pytest.raises(TrainingError, match="cannot be recorded"):
-            steps_of(ours, 0, 12)
+    must = dataclasses.replace(config, cuda_graph=True)
+    with engine_of(must) as ours, pytest.raises(TrainingError, match="cannot be recorded"):
+        steps_of(ours, 0, 12)
+
+
+def test_each_run_of_a_process_is_compiled_on_its_own(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, queued: None
+) -> None:
+    # Torch compiles one function for so many models, and then runs it as it is.
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    config = tiny({"dropout": 0.0}, steps=4)
+    with engine_of(config) as plain:
+        expected = steps_of(plain, 0, 4)
+    for _ in range(2):
+        with engine_of(dataclasses.replace(config, compile=True)) as ours:
+            assert [outcome.loss for outcome in steps_of(ours, 0, 4)] == [outcome.loss for outcome in expected]
+    one, other = (function.__func__.__code__ for function in compiled)
+    assert one is not other

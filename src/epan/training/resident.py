@@ -14,6 +14,8 @@ import collections
 import contextlib
 import math
 import time
+import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -38,6 +40,8 @@ BLOCK, SECONDS, RING = 16, 0.25, 64
 CHUNK, CHUNK_TOKENS = 16, 1 << 21
 # Sequences whose support is measured.
 MEASURED = 32
+# Streams of steps that are gone.
+_free_streams: dict[torch.device, list[torch.cuda.Stream]] = {}
 
 
 class RecordingError(Exception):
@@ -109,8 +113,8 @@ class ResidentStep:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._on_gpu = device.type == "cuda"
         # Data are made beside the step, on a stream of their own.
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
-        self._data_stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._stream = self._own_stream()
+        self._data_stream = self._own_stream()
         self._generator = torch.Generator(device) if self._on_gpu else None
         self._chunks: collections.deque[tuple[int, Batch, torch.cuda.Event | None]] = collections.deque()
         self._launched = 0
@@ -125,6 +129,16 @@ class ResidentStep:
             self._measure = self._record(self._look)
 
     # ------------------------------------------------------------------ what is on the device
+
+    def _own_stream(self) -> torch.cuda.Stream | None:
+        """A stream that no other step has while this one is there."""
+        if not self._on_gpu:
+            return None
+        free = _free_streams.setdefault(self.device, [])
+        # Torch gives out the same few streams again and again, in turn: two runs might have one, and one record the other's work.
+        stream = free.pop() if free else torch.cuda.Stream(self.device)
+        weakref.finalize(self, free.append, stream)
+        return stream
 
     def _make(self, width: int) -> None:
         config, device = self.config, self.device
@@ -146,7 +160,13 @@ class ResidentStep:
         self.tokens = config.batch * (width - 1)
         self._loss_of = self._plain_loss
         if config.compile:
-            self._loss_of = torch.compile(self._plain_loss, dynamic=False)
+            self._loss_of = torch.compile(self._with_own_code(), dynamic=False)
+
+    def _with_own_code(self) -> Callable[..., torch.Tensor]:
+        """``_plain_loss`` as a function of its own: torch counts how often one is compiled anew, and gives up after a few."""
+        plain = ResidentStep._plain_loss
+        own = types.FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__)
+        return types.MethodType(own, self)
 
     def _plain_loss(self, tokens: torch.Tensor, mask: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         with autocast(self.config.precision, self.device):

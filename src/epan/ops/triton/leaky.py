@@ -29,8 +29,8 @@ __all__ = ["LARGEST_UNIT", "leaky_average"]
 LARGEST_UNIT = 256
 # Programs that fill a GPU, and the chunks below which a segment of its own does not pay.
 PROGRAMS, LEAST_CHUNKS, MOST_SEGMENTS = 512, 8, 64
-# Elements of a chunk, its most rows, and the most columns of a program that need not see whole rows.
-CHUNK_ELEMENTS, MOST_ROWS, COLUMNS = 1024, 64, 64
+# Elements of a chunk, its most rows (whose decays are a square), and the most columns of a program that need not see whole rows.
+CHUNK_ELEMENTS, MOST_ROWS, COLUMNS = 1024, 32, 64
 # The least side of a matrix product.
 LEAST_SIDE = 16
 # A warp for so many elements: sums within one need no other.
