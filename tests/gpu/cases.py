@@ -316,6 +316,16 @@ def any_length(device: torch.device, dtype: torch.dtype, n: int) -> None:
     judge(triple(device, dtype, n), is_causal=True)
 
 
+@case([33], [129, 257], half=[129])
+def first_queries_that_see_no_key(device: torch.device, dtype: torch.dtype, n: int) -> None:
+    """So many that without them there is a block less."""
+    q, k, v = triple(device, dtype, n)
+    judge((q, k, v), window=(None, -1))
+    slopes = torch.tensor([0.01, 0.02, 0.03, 0.04], device=device)[: q.shape[1]]
+    judge((q, k, v), window=(20, -1), alibi_slopes=slopes, label="slopes")
+    judge((q, k, v), window=(None, -1), normalization="fixed", similarity="euclidean", scale=0.02, label="fixed")
+
+
 @case([40], [1000])
 def other_numbers_of_keys(device: torch.device, dtype: torch.dtype, n: int) -> None:
     for k_len in (n // 3, 2 * n + 1):

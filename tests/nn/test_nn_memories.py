@@ -130,6 +130,25 @@ def test_persistent_memory_is_its_formula() -> None:
     assert (memory(x) - expected).abs().max() <= 1e-12
 
 
+def test_parts_of_the_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = PersistentMemory(WIDTH, HEADS, 7, dropout=0.0).double()
+    x = torch.randn(6, LENGTH, WIDTH, dtype=torch.float64)
+    found = []
+    for parts in (1, 3):
+        monkeypatch.setattr(PersistentMemory, "_parts", lambda *_, count=parts: count)
+        out, stats = memory(x, return_stats=True)
+        found.append(
+            (
+                out,
+                stats.threshold,
+                stats.partition,
+                *torch.autograd.grad(out.sum() + (out**2).sum(), [*memory.parameters()]),
+            )
+        )
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_persistent_memory_takes_any_method(method: tuple[Any, Any]) -> None:
     memory = PersistentMemory(WIDTH, HEADS, 9, kernel=method[0], normalization=method[1]).double().eval()
     x = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)

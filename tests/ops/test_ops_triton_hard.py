@@ -10,7 +10,7 @@ SCRIPT = "interpreted_hard.py"
 GROUPS = {
     "scores": ("equal_and_nearly_equal_scores", "zero_query_and_zero_tile", "one_peak_over_ties", "duplicated_keys"),
     "thresholds": ("offset_scores", "scale_ten_thousand", "support_is_the_whole_row"),
-    "lengths": ("any_length", "other_numbers_of_keys", "packed_sequences"),
+    "lengths": ("any_length", "first_queries_that_see_no_key", "other_numbers_of_keys", "packed_sequences"),
     "nothing": ("fully_masked_rows", "nothing_in_reach", "keys_that_nobody_attends", "a_sink_column"),
     "sizes": ("any_head_size", "values_of_another_size", "shared_key_heads"),
     "surroundings": ("any_strides", "gradients_of_some", "one_graph_for_all_lengths", "reruns_are_equal"),

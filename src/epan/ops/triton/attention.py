@@ -11,14 +11,14 @@ from torch.nn.functional import pad
 from ...kernels import Kernel
 from ...masks import Masking
 from ...normalizations import Normalization, Stats
-from .launch import Problem
+from .launch import Problem, tile_size
 from .operators import fused
 from .softmax import expresses, softmax_attention
 
 __all__ = ["triton_attention"]
 
-# Queries of a block, and blocks among which one less counts for more than the copies that it takes.
-_BLOCK, _FEW = 128, 4
+# Blocks of queries among which one less counts for more than the copies that it takes.
+_FEW = 4
 
 
 def triton_attention(
@@ -53,7 +53,7 @@ def triton_attention(
         plain, rows = scale >= 0, q_BHLD.new_full((), scale, dtype=torch.float32).expand(q_BHLD.shape[:3])
     # One draw from the device's generator per call, so that torch.manual_seed decides the dropout.
     seed = torch.randint(1 << 62, (), dtype=torch.long, device=q_BHLD.device) if dropout_p > 0 else None
-    blind = 0 if with_stats else _spared(masking)
+    blind = 0 if with_stats else _spared(masking, tile_size(q_BHLD))
     if blind:
         masking = _without_first(masking, blind)
         q_BHLD, rows = q_BHLD[:, :, blind:], rows[:, :, blind:]
@@ -62,13 +62,13 @@ def triton_attention(
     return (pad(out, (0, 0, blind, 0)) if blind else out), stats
 
 
-def _spared(masking: Masking) -> int:
-    """How many first queries, which see no key, to leave out: where few blocks of queries become fewer by it."""
+def _spared(masking: Masking, side: int) -> int:
+    """How many first queries, which see no key, to leave out: where few blocks of ``side`` queries become fewer by it."""
     if masking.right is None or masking.right >= 0 or masking.packing is not None or masking.tensor is not None:
         return 0
     blind, length = -masking.right, masking.q_len
-    blocks = (length + _BLOCK - 1) // _BLOCK
-    return blind if blind < length <= _FEW * _BLOCK and (length - blind + _BLOCK - 1) // _BLOCK < blocks else 0
+    fewer = (length - blind + side - 1) // side < (length + side - 1) // side
+    return blind if blind < length <= _FEW * side and fewer else 0
 
 
 def _without_first(masking: Masking, count: int) -> Masking:
