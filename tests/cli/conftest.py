@@ -7,10 +7,11 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from serving import Commands
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,20 +27,11 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def epan() -> Run:
+def epan() -> Iterator[Run]:
     """``epan ARGUMENTS`` as a user runs it; gives code and output."""
-
-    def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "epan", *arguments],
-            cwd=cwd,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    return run
+    commands = Commands(environment())
+    yield commands.run
+    commands.close()
 
 
 @pytest.fixture(scope="session")
