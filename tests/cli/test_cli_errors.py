@@ -46,6 +46,8 @@ WRONG = {
     "tracker": (["train", "--track", "tensorbord"], ["Unknown tracker 'tensorbord'", "did you mean 'tensorboard'"]),
     "gpus": (["sweep", "sweep.py", "--gpus", "7"], ["There is no GPU '7' here", "--gpus"]),
     "workers": (["sweep", "sweep.py", "--workers", "0"], ["workers", "at least 1"]),
+    "runs of a sweep": (["sweep", "sweep.py", "--runs", "pilot"], ["defines no runs", "pilot = None"]),
+    "label": (["sweep", "sweep.py", "--only", "sort-*"], ["No run has such a label", "sort-*", "reverse-"]),
     "report": (["report", "nowhere"], ["No such folder"]),
     "empty report": (["report", "."], ["No run record", "epan demo"]),
     "no paths": (["report"], ["PATHS"]),

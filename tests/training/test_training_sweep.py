@@ -28,6 +28,7 @@ from epan.training import (
     run_sweep,
     train,
 )
+from epan.training.sweepfile import select
 
 GOOD = "from epan.training import RunConfig\n"
 
@@ -58,6 +59,24 @@ def test_a_sweep_is_a_function_or_a_list(tmp_path: Path) -> None:
     ):
         file.write_text(GOOD + text)
         assert load_sweep(file) == [RunConfig(seed=1), RunConfig(seed=2)]
+
+
+def test_a_file_may_have_several_lists_of_runs(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.py"
+    file.write_text(GOOD + "runs = [RunConfig(seed=1)]\ndef pilot():\n    return [RunConfig(seed=2)]")
+    assert load_sweep(file, "pilot") == [RunConfig(seed=2)]
+    with pytest.raises(EpanError, match=r"defines no runs.*other = None.*def other"):
+        load_sweep(file, "other")
+
+
+def test_patterns_choose_runs_by_their_label() -> None:
+    runs = [RunConfig(name=name) for name in ("sort-a-seed0", "sort-a-seed1", "copy-a-seed0", "Sort-b")]
+    assert select(runs, []) == runs
+    assert select(runs, ["sort-*"]) == runs[:2]
+    # In the order of the runs, each once.
+    assert select(runs, ["copy-*", "*seed0"]) == [runs[0], runs[2]]
+    with pytest.raises(EpanError, match=r"No run has such a label.*seed0.*sort-a-seed1.*and 1 more"):
+        select(runs, ["sort-*", "seed0"])
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,13 @@ BESIDE = 46
 class SweepOptions:
     """Options of ``epan sweep``."""
 
+    runs: Annotated[str, Parameter(help="The function or list of the file that names the runs (default runs).")] = (
+        "runs"
+    )
+    only: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", consume_multiple=True, help="Only runs whose label fits, such as 'mqmtar-*-seed0'."),
+    ] = ()
     out: Annotated[Path | None, Parameter(help="Folder of the runs (default runs/NAME of the file).")] = None
     workers: Annotated[int, Parameter(help="Runs at a time, on each GPU where there are several (default 2).")] = 2
     threads: Annotated[int, Parameter(help="CPU threads of each run (default 1).")] = 1
@@ -60,8 +67,9 @@ def sweep(
     """
     options = options or SweepOptions()
     from epan.training import choose_gpus, load_sweep, run_sweep
+    from epan.training.sweepfile import select
 
-    configs = load_sweep(file)
+    configs = select(load_sweep(file, options.runs), options.only)
     gpus = choose_gpus(configs, [name for part in options.gpus for name in part.replace(",", " ").split()])
     out = options.out or Path("runs") / file.stem
     runs = f"{len(configs)} run{'s' if len(configs) != 1 else ''}"

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from epan.errors import EpanError
 from epan.training.config import RunConfig
 
-__all__ = ["load_sweep"]
+__all__ = ["load_sweep", "select"]
 
 
-def load_sweep(path: str | Path) -> list[RunConfig]:
-    """The runs of a Python file: what its function ``runs()`` returns, or its list ``runs``. The file is executed.
+def load_sweep(path: str | Path, name: str = "runs") -> list[RunConfig]:
+    """The runs of a Python file: what its function ``name()`` returns, or its list ``name``. The file is executed.
 
     Raises
     ------
-    EpanError: no such file, an error in it (with the line), no ``runs``, something in it that is no RunConfig.
+    EpanError: no such file, an error in it (with the line), nothing of that name, something in it that is no RunConfig.
     """
     path = Path(path)
     if not path.is_file() or path.suffix != ".py":
@@ -30,19 +32,34 @@ def load_sweep(path: str | Path) -> list[RunConfig]:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-        found = getattr(module, "runs", None)
+        found = getattr(module, name, None)
         runs = found() if callable(found) else found
     except EpanError:
         raise
     except Exception as error:
         raise EpanError(f"The sweep file fails: {type(error).__name__}: {error}", found=_place(error, path)) from error
-    example = "def runs() -> list[RunConfig]: return [RunConfig(seed=seed) for seed in range(3)]"
+    example = f"def {name}() -> list[RunConfig]: return [RunConfig(seed=seed) for seed in range(3)]"
     if not isinstance(runs, list | tuple) or not runs:
-        raise EpanError("The sweep file defines no runs", found=f"runs = {runs!r} in {path}", fix=f"define {example}")
+        raise EpanError("The sweep file defines no runs", found=f"{name} = {runs!r} in {path}", fix=f"define {example}")
     for run in runs:
         if not isinstance(run, RunConfig):
             raise EpanError("The sweep file lists something that is no RunConfig", found=repr(run), fix=example)
     return list(runs)
+
+
+def select(runs: Sequence[RunConfig], patterns: Sequence[str]) -> list[RunConfig]:
+    """The runs whose label fits one of the ``patterns`` (``*``, ``?`` and ``[…]`` as in a shell); all without patterns.
+
+    Raises
+    ------
+    EpanError: a pattern fits no run.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(run.label, pattern) for run in runs):
+            shown = ", ".join(run.label for run in runs[:3])
+            more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+            raise EpanError("No run has such a label", found=pattern, allowed=shown + more, fix="e.g. --only '*seed0'")
+    return [run for run in runs if not patterns or any(fnmatchcase(run.label, pattern) for pattern in patterns)]
 
 
 def _place(error: BaseException, path: Path) -> str:

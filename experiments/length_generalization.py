@@ -1,0 +1,409 @@
+"""Length generalisation of attention kernels: which of them still work on sequences longer than those of training?
+
+**Claim** (Santos et al. 2601.22766). Inside Memory Mosaics, compact kernels (biweight, triweight) generalise to longer
+contexts than the Gaussian (softmax), sparsity costs no quality at the training length, and ReLUmax (Epanechnikov, anchored)
+is stable.
+
+**Expected.** The paper prints no tables; those of transformers in Vasylenko et al. 2506.16640 are the best published numbers
+(exact match in %, best of seeds and learning rates, training lengths 32 to 64):
+
+    MQMTAR             64    128    256     1k     4k    16k    65k
+    softmax           100    100    100   99.5   97.8   80.2    3.0
+    1.5-entmax        100    100    100   99.5   92.7   66.8    9.3
+    ASEntmax          100    100    100   99.7   99.6   99.0   95.3
+
+                  reverse 64    96   128   256   512      sort 64   128   256   512
+    softmax              100    36     0     0     0          100     0     0     0
+    1.5-entmax           100   100  93.5  28.5   2.5          100   100  57.8     0
+    ASEntmax             100   100  99.8  96.4  56.7          100   100  79.7     0
+
+**Runs.** Memory Mosaics and, beside them, a transformer whose heads are half ALiBi and half without positions: 2 layers,
+8 heads, width 128, batch 128, bfloat16. One budget per task for all methods, fixed beforehand (``PLANS``), three seeds.
+
+**Learning rate.** Two rates (``LEARNING_RATES``, cosine to a twentieth, a tenth of the steps warm-up), each with seed 0, on
+one method of each family (``PROBES``): Gaussian, adaptive, anchored, fixed; for the transformer on all four methods. A family
+takes the rate with the higher exact match on validation sequences of the longest training length (64); among equals that with
+the lower validation loss. The top-k methods take that of the Gaussian, adaptive bandwidths that of their kernel. No test
+sequence and no length beyond training has a say. ``RATES`` holds what came out.
+
+**Tests.** 1,000 test sequences of each length (200 above 16,384 tokens), the same for every run, in one pass per sequence:
+exact match by that is the same as by greedy decoding, because a sequence is right only if every token is right after the right
+ones. Training itself only looks at the training length, four times, on 256 sequences. ``table.csv`` has the last checkpoint of
+each run and no other.
+
+**Stages**, each a function of this file (``main`` is the table; ``runs`` is all):
+
+    rates        both rates, seed 0, on the probes of each task
+    main         every method at the rate of its family, seeds 0 to 2
+    neighbours   other k for the top-k methods, seed 0; k with the best validation score, by the rule above, goes to TUNED_K
+    longer       reverse at five times the budget: Gaussian, biweight, ReLUmax, seeds 0 to 2
+
+**Commands.** Runs are resumable: the same command goes on, and SIGTERM saves. A stage in pieces of nine minutes:
+
+    timeout 540 epan sweep experiments/length_generalization.py --runs rates --only 'reverse-*' --workers 1 --pack 8
+    python experiments/length_generalization.py test runs/length_generalization --seconds 500
+    python experiments/length_generalization.py collect runs/length_generalization
+    python experiments/length_generalization.py rates
+    python experiments/length_generalization.py tables
+
+``test`` tests what is trained and not yet tested. ``collect`` adds one line per run to
+results/length_generalization/records.jsonl; run folders may go after that. ``rates`` applies the rule. ``tables`` makes
+table.csv, diagnostics.csv and one figure per task from the records in a few seconds on a CPU.
+
+A run folder is about 5 MB: 4.8 MB (MQMTAR 5.2 MB) for the one checkpoint that stays, weights and both moments of 0.4 million
+float32 parameters, and some 0.1 MB of record. To take runs to another machine, all of it or, for runs that are finished and
+tested, the record alone (pieces of at most 15 MiB, each a whole archive, unpacked by ``tar -xf`` in the same place):
+
+    tar -cf runs.tar runs/length_generalization
+    python experiments/length_generalization.py pack runs/length_generalization --out packed
+
+**Cost.** Optimizer steps, without what a stage before has done: ``python experiments/length_generalization.py stages``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from epan.errors import EpanError
+from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "length_generalization"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Budget and test lengths of a task, the same for all methods."""
+
+    steps: int
+    lengths: tuple[int, ...]
+
+
+PLANS = {
+    "reverse": Plan(8_000, (64, 96, 128, 256, 512, 1024)),
+    "sort": Plan(8_000, (64, 128, 256, 512, 1024)),
+    "mqmtar": Plan(10_000, tuple(64 * 2**i for i in range(11))),
+    # The control: every method is expected to learn it.
+    "copy": Plan(6_000, (64, 128, 256, 512, 1024, 2048, 4096)),
+}
+TRAINED = (32, 64)
+SEEDS = (0, 1, 2)
+LEARNING_RATES = (1e-3, 3e-3)
+MODELS: dict[str, dict[str, Any]] = {
+    "memory_mosaic": {"layers": 2, "heads": 8, "width": 128},
+    "transformer": {"layers": 2, "heads": 8, "width": 128, "positions": "half"},
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Kernel, normalization and options of a model, and the family whose learning rate it takes."""
+
+    family: str
+    kernel: str
+    normalization: str | dict[str, Any] = "adaptive"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+COMPACT = ("epanechnikov", "biweight", "triweight")
+GAUSSIAN = Method("gaussian", "gaussian")
+
+
+def nearest(k: int) -> tuple[Method, ...]:
+    """Top-k softmax and top-k uniform."""
+    return tuple(Method("gaussian", kernel, {"name": "nearest", "k": k}) for kernel in ("gaussian", "uniform"))
+
+
+#: The methods of a figure's panels, by model and title; the Gaussian stands in every panel.
+PANELS: dict[str, dict[str, tuple[Method, ...]]] = {
+    "memory_mosaic": {
+        "Adaptive (entmax)": tuple(Method("adaptive", kernel) for kernel in COMPACT),
+        "Anchored (ReLUmax and powers)": tuple(Method("anchored", kernel, "anchored") for kernel in COMPACT),
+        "Fixed (NormReLU and powers)": tuple(Method("fixed", kernel, "fixed") for kernel in COMPACT),
+        "Nearest (top-k)": nearest(16),
+        "Adaptive bandwidth": (
+            Method("gaussian", "gaussian", options={"adaptive_bandwidth": True}),
+            Method("adaptive", "biweight", options={"adaptive_bandwidth": True}),
+        ),
+    },
+    "transformer": {
+        "Transformer": (
+            Method("adaptive", "biweight"),
+            Method("asentmax", "biweight", options={"length_scaling": "asentmax"}),
+            Method("anchored", "biweight", "anchored"),
+        )
+    },
+}
+METHODS = {
+    model: (GAUSSIAN, *(method for panel in panels.values() for method in panel)) for model, panels in PANELS.items()
+}
+#: The methods on which both rates are tried, one of each family.
+PROBES = {
+    "memory_mosaic": (GAUSSIAN, *(Method(rule, "biweight", rule) for rule in ("adaptive", "anchored", "fixed"))),
+    "transformer": METHODS["transformer"],
+}
+# Stage "rates" decides these, by the rule above. Until it has, they are the published 1e-3, which nothing here has chosen.
+RATES: dict[tuple[str, str], dict[str, float]] = {
+    (model, task): {probe.family: 1e-3 for probe in probes} for model, probes in PROBES.items() for task in PLANS
+}
+NEIGHBOURS = (4, 8, 32, 64)
+# Stage "neighbours" decides these: k by task, for both top-k methods, beside k = 16. A task without one has not been tuned.
+TUNED_K: dict[str, int] = {}
+LONGER, LONGER_TASK = 5, "reverse"
+LONGER_METHODS = (GAUSSIAN, Method("adaptive", "biweight"), Method("anchored", "epanechnikov", "anchored"))
+
+
+def config(model: str, task: str, method: Method, seed: int, rate: float, budgets: int = 1) -> RunConfig:
+    """One run."""
+    steps = budgets * PLANS[task].steps
+    made = RunConfig(
+        seed=seed,
+        steps=steps,
+        batch=128,
+        lengths=TRAINED,
+        task=TaskConfig(task),
+        model=ModelConfig(model, {**MODELS[model], **method.options}, method.kernel, method.normalization),
+        optimizer=OptimizerConfig(learning_rate=rate, final_learning_rate=rate / 20),
+        # A few looks at the training length; the tests proper come afterwards.
+        evaluation=EvaluationConfig(
+            lengths=(TRAINED[1],), sequences=256, every=steps // 4, decoding="teacher-forced", batch_tokens=65_536
+        ),
+        precision="bf16",
+        compile=True,
+        # Any cell of the table is to repeat to the last digit.
+        deterministic=True,
+        log_every=50,
+        checkpoint_every=1_000,
+        keep=1,
+    )
+    return _named(made, f"-x{budgets}" if budgets > 1 else "")
+
+
+def _named(made: RunConfig, suffix: str) -> RunConfig:
+    method = method_of(made).partition("-steps=")[0].replace("(k=", "-k").replace(")", "").replace("+", "-")
+    rate = f"{made.optimizer.learning_rate:g}"
+    name = f"{made.task.name}-{made.model.name}-{method}{suffix}-lr{rate}-seed{made.seed}"
+    return dataclasses.replace(made, name=name)
+
+
+def method_of(run: RunConfig) -> str:
+    """What a run is called in the table: kernel and normalization, options beside them, steps that are not the budget.
+
+    E.g. ``gaussian-nearest(k=16)``, ``biweight-adaptive+adaptive_bandwidth``, ``biweight-adaptive+asentmax``.
+    """
+    base = MODELS[run.model.name]
+    parts = [run.method]
+    for key, value in run.model.options.items():
+        if key not in base:
+            parts.append(key if value is True else str(value) if isinstance(value, str) else f"{key}={value}")
+    budget = PLANS[run.task.name].steps
+    return "+".join(parts) + (f"-steps={run.steps}" if run.steps != budget else "")
+
+
+def rate_of(model: str, task: str, method: Method) -> float:
+    """The learning rate of a method: that of its family."""
+    return RATES[model, task][method.family]
+
+
+def rates() -> list[RunConfig]:
+    """Both learning rates on the probes, seed 0."""
+    return [
+        config(model, task, probe, 0, rate)
+        for task in PLANS
+        for model, probes in PROBES.items()
+        for probe in probes
+        for rate in LEARNING_RATES
+    ]
+
+
+def main() -> list[RunConfig]:
+    """Every method at its rate, three seeds: the runs of the table."""
+    return [
+        config(model, task, method, seed, rate_of(model, task, method))
+        for task in PLANS
+        for model, methods in METHODS.items()
+        for method in (*methods, *_tuned(model, task))
+        for seed in SEEDS
+    ]
+
+
+def _tuned(model: str, task: str) -> tuple[Method, ...]:
+    return nearest(TUNED_K[task]) if model == "memory_mosaic" and task in TUNED_K else ()
+
+
+def neighbours() -> list[RunConfig]:
+    """Other k for the top-k methods, seed 0, on the tasks that tell methods apart."""
+    return [
+        config("memory_mosaic", task, method, 0, rate_of("memory_mosaic", task, method))
+        for task in PLANS
+        if task != "copy"
+        for k in NEIGHBOURS
+        for method in nearest(k)
+    ]
+
+
+def longer() -> list[RunConfig]:
+    """One task at five times the budget: what does the budget change?"""
+    return [
+        config("memory_mosaic", LONGER_TASK, method, seed, rate_of("memory_mosaic", LONGER_TASK, method), LONGER)
+        for method in LONGER_METHODS
+        for seed in SEEDS
+    ]
+
+
+STAGES = {"rates": rates, "main": main, "neighbours": neighbours, "longer": longer}
+
+
+def runs() -> list[RunConfig]:
+    """The runs of all stages, each once."""
+    return list({run.label: run for stage in STAGES.values() for run in stage()}.values())
+
+
+def sequences(length: int) -> int:
+    """Test sequences of a length."""
+    return 1_000 if length <= 16_384 else 200
+
+
+# ---------------------------------------------------------------------- what is done with trained runs
+
+
+def decided(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the rule says of every probe that has records: its score at each rate, and the rate that it chooses.
+
+    ``scores`` is {rate: (exact match, loss)} on validation sequences of the longest training length; ``rate`` is None until
+    all rates are there.
+    """
+    from collecting import identity, score
+
+    known = {record["identity"]: record for record in records}
+    found = []
+    for (model, task), table in RATES.items():
+        for probe in PROBES[model]:
+            tried = {rate: config(model, task, probe, 0, rate) for rate in LEARNING_RATES}
+            scores: dict[float, tuple[float, float]] = {}
+            for rate, run in tried.items():
+                value = score(known[identity(run)], "validation", TRAINED[1]) if identity(run) in known else None
+                if value is not None:
+                    scores[rate] = value
+            if not scores:
+                continue
+            whole = len(scores) == len(LEARNING_RATES)
+            best = max((exact, -loss, rate) for rate, (exact, loss) in scores.items())[2] if whole else None
+            found.append(
+                {"model": model, "task": task, "family": probe.family, "scores": scores, "rate": best}
+                | {"constant": table[probe.family]}
+            )
+    return found
+
+
+def _show_rates(records: Sequence[Mapping[str, Any]]) -> None:
+    for row in decided(records):
+        scores = "  ".join(f"{rate:g}: {exact:.1%}, loss {loss:.4g}" for rate, (exact, loss) in row["scores"].items())
+        said = "the other rate is not there yet" if row["rate"] is None else f"take {row['rate']:g}"
+        if row["rate"] not in (None, row["constant"]):
+            said += f" (RATES has {row['constant']:g})"
+        print(f"{row['task']:<8} {row['model']:<14} {row['family']:<9} {scores}  -> {said}")
+
+
+def _show_stages() -> None:
+    done: set[str] = set()
+    print(f"{'stage':<12}{'task':<9}{'runs':>5}{'new':>5}{'new steps':>12}")
+    for name, stage in STAGES.items():
+        listed = stage()
+        for task in PLANS:
+            of_task = [run for run in listed if run.task.name == task]
+            new = [run for run in of_task if run.label not in done]
+            if of_task:
+                print(f"{name:<12}{task:<9}{len(of_task):>5}{len(new):>5}{sum(run.steps for run in new):>12,}")
+        done |= {run.label for run in listed}
+
+
+def _titles() -> dict[str, list[tuple[str, str, str]]]:
+    """Title of a panel: model, method and legend of its curves, first the Gaussian."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for model, panels in PANELS.items():
+        for title, methods in panels.items():
+            made = [config(model, next(iter(PLANS)), method, 0, LEARNING_RATES[0]) for method in (GAUSSIAN, *methods)]
+            names = [method_of(run) for run in made]
+            found[title] = [(model, name, name.replace("adaptive_bandwidth", "β₁nᵃ+β₀")) for name in names]
+    return found
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    """``python experiments/length_generalization.py WHAT …``; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("stages", help="list the stages with their runs and steps")
+    folders = {
+        "test": "test the trained runs below the folders, as far as it has not been done",
+        "collect": "add the runs below the folders to the records",
+        "pack": "pack run folders for another machine",
+    }
+    part = {name: what.add_parser(name, help=text) for name, text in folders.items()}
+    for name in folders:
+        part[name].add_argument("folders", nargs="+", type=Path, help="run folders, or folders of run folders")
+    part["test"].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'mqmtar-*'")
+    part["test"].add_argument("--longest", type=int, help="leave out test lengths above this")
+    part["test"].add_argument("--seconds", type=float, help="start no test after so many seconds")
+    part["test"].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    part["collect"].add_argument("--commit", help="the commit of the code, where a run was trained without git")
+    part["pack"].add_argument("--out", type=Path, required=True, help="folder for the archives")
+    part["pack"].add_argument("--whole", action="store_true", help="also the checkpoints of runs that are tested")
+    for name, text in (("rates", "apply the rule for the learning rate"), ("tables", "make tables and figures")):
+        part[name] = what.add_parser(name, help=text)
+        part[name].add_argument("folders", nargs="*", type=Path, help="run folders to read beside the records")
+    for name in ("collect", "rates", "tables"):
+        part[name].add_argument("--results", type=Path, default=RESULTS, help="folder of records, tables and figures")
+    options = parser.parse_args(arguments)
+    try:
+        return _do(options)
+    except EpanError as error:
+        print(f"length_generalization.py: {error}", file=sys.stderr)
+        return 2
+
+
+def _do(options: argparse.Namespace) -> int:
+    if options.what == "stages":
+        _show_stages()
+        return 0
+    # Beside this file; a sweep of its runs needs none of them.
+    import collecting
+    import testing
+
+    study = testing.Study(
+        lengths=lambda run: PLANS[run.task.name].lengths, sequences=sequences, validation=(TRAINED[1],)
+    )
+    if options.what == "test":
+        chosen = testing.Selection(options.only, options.longest, options.seconds, options.device)
+        return testing.test(options.folders, study, chosen)
+    if options.what == "pack":
+        for path in collecting.pack(options.folders, options.out, None if options.whole else study.is_tested):
+            print(path)
+        return 0
+    path = options.results / "records.jsonl"
+    known = {collecting.identity(run) for run in runs()}
+    if options.what == "collect":
+        repeat = "epan sweep experiments/length_generalization.py --only"
+        print(collecting.collect(options.folders, path, method_of, known, repeat, options.commit))
+        return 0
+    records, told = collecting.gather(path, options.folders, method_of, known)
+    print(told)
+    if options.what == "rates":
+        _show_rates(records)
+        return 0
+    import tabulating
+
+    planned = [*main(), *longer()]
+    for made in tabulating.tabulate(records, planned, method_of, study, _titles(), options.results):
+        print(made)
+    return 0
+
+
+if __name__ == "__main__":
+    # The folder of this file is on the path of what Python runs as a script.
+    raise SystemExit(command())

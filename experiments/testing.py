@@ -1,0 +1,96 @@
+"""Tests of trained runs at the lengths of a study, added to their records, as far as they are not there yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from collecting import folders_below
+from epan._lines import Entry
+from epan.errors import EpanError
+from epan.training import RunConfig, evaluate_run, records
+from epan.training.sweepfile import select
+
+__all__ = ["Selection", "Study", "test"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the runs of a study are tested on.
+
+    Parameters
+    ----------
+    lengths: test lengths of a run. sequences: how many sequences of a length.
+    validation: lengths of the validation split, for choices that the test is not to make.
+    """
+
+    lengths: Callable[[RunConfig], tuple[int, ...]]
+    sequences: Callable[[int], int]
+    validation: tuple[int, ...] = ()
+
+    def missing(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        """Split and length of the tests that a finished run lacks, the short ones first."""
+        run = RunConfig.from_dict(records.header(entries, "the record")["config"])
+        there = {
+            (entry["split"], entry["length"])
+            for entry in entries
+            if entry["kind"] == "eval"
+            and entry["step"] == run.steps
+            and entry["seed"] == run.evaluation.seed
+            and entry["sequences"] >= self.sequences(entry["length"])
+        }
+        wanted = [("validation", length) for length in self.validation]
+        wanted += [("test", length) for length in sorted(self.lengths(run))]
+        return [test for test in wanted if test not in there]
+
+    def is_tested(self, folder: Path) -> bool:
+        """Whether a run is finished and tested, so that nothing is left to do with its weights."""
+        entries = records.read(folder)
+        return records.summary(entries).status == "finished" and not self.missing(entries)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Of what is missing: runs whose label fits ``only``, lengths up to ``longest``, begun within ``seconds``."""
+
+    only: Sequence[str] = ()
+    longest: int | None = None
+    seconds: float | None = None
+    device: str = "auto"
+
+
+def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
+    """Test what is missing and write it into the records. Returns 0, or 75 if time ran out and something is left.
+
+    Raises
+    ------
+    EpanError: a folder or checkpoint that cannot be read, or no run fits.
+    """
+    began, left = time.monotonic(), 0
+    found = {folder: records.read(folder) for folder in folders_below(folders)}
+    done = {folder: entries for folder, entries in found.items() if records.summary(entries).status == "finished"}
+    if not done:
+        raise EpanError("No run is finished", found=f"{len(found)} run folders", fix="let the sweep go on first")
+    configs = {folder: RunConfig.from_dict(records.header(done[folder], folder)["config"]) for folder in done}
+    labels = {run.label for run in select(list(configs.values()), chosen.only)}
+    for folder, entries in done.items():
+        if configs[folder].label not in labels:
+            continue
+        for split, length in study.missing(entries):
+            if chosen.longest is not None and length > chosen.longest:
+                continue
+            if chosen.seconds is not None and time.monotonic() - began > chosen.seconds:
+                left += 1
+                continue
+            start = time.monotonic()
+            result = evaluate_run(
+                folder, [length], sequences=study.sequences(length), split=split, device=chosen.device
+            )[0]
+            took = time.monotonic() - start
+            exact = f"{result['exact_match']:.1%}"
+            print(f"{configs[folder].label}  {split} {length}: {exact} exact  ({took:.1f} s)", flush=True)
+    if left:
+        print(f"The time is over; {left} tests are left. The same command goes on.")
+    return 75 if left else 0
