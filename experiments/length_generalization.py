@@ -37,6 +37,7 @@ each run and no other.
     main         every method at the rate of its family, seeds 0 to 2
     neighbours   other k for the top-k methods, seed 0; k with the best validation score, by the rule above, goes to TUNED_K
     longer       reverse at five times the budget: Gaussian, biweight, ReLUmax, seeds 0 to 2
+    compat       reverse with the mask that published code shifts by a key for NormReLU, ReLUmax and top-k uniform, seeds 0 to 2
 
 **Commands.** Runs are resumable: the same command goes on, and SIGTERM saves. A stage in pieces of nine minutes:
 
@@ -157,6 +158,9 @@ TUNED_K: dict[str, int] = {}
 LONGER, LONGER_TASK = 5, "reverse"
 LONGER_METHODS = (GAUSSIAN, Method("adaptive", "biweight"), Method("anchored", "epanechnikov", "anchored"))
 
+SHIFTED_TASK = "reverse"
+SHIFTED = (Method("anchored", "epanechnikov", "anchored"), Method("fixed", "epanechnikov", "fixed"), nearest(16)[1])
+
 
 def config(model: str, task: str, method: Method, seed: int, rate: float, budgets: int = 1) -> RunConfig:
     """One run."""
@@ -256,7 +260,17 @@ def longer() -> list[RunConfig]:
     ]
 
 
-STAGES = {"rates": rates, "main": main, "neighbours": neighbours, "longer": longer}
+def compat() -> list[RunConfig]:
+    """What the shifted mask of the published code does to the methods that had it, on one task."""
+    shifted = [dataclasses.replace(method, options={**method.options, "compat": "shifted-mask"}) for method in SHIFTED]
+    return [
+        config("memory_mosaic", SHIFTED_TASK, method, seed, rate_of("memory_mosaic", SHIFTED_TASK, method))
+        for method in shifted
+        for seed in SEEDS
+    ]
+
+
+STAGES = {"rates": rates, "main": main, "neighbours": neighbours, "longer": longer, "compat": compat}
 
 
 def runs() -> list[RunConfig]:

@@ -130,6 +130,8 @@ def _small() -> dict[str, Any]:
         "PROBES": {"memory_mosaic": (study.GAUSSIAN, biweight)},
         "RATES": {("memory_mosaic", "copy"): {"gaussian": 1e-3, "adaptive": 1e-3}},
         "LONGER_TASK": "copy",
+        "SHIFTED_TASK": "copy",
+        "SHIFTED": (biweight,),
         "LONGER_METHODS": (study.GAUSSIAN,),
         "sequences": lambda length: 5,
         "config": _tiny,

@@ -22,6 +22,7 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("memory_mosaic", {**MOSAIC, "short_window": 5}),
     ("memory_mosaic", {**MOSAIC, "short_window": 8, "long_skip": 4, "adaptive_bandwidth": True, "gated_keys": True}),
     ("memory_mosaic", {**MOSAIC, "persistent": "swiglu"}),
+    ("memory_mosaic", {**MOSAIC, "compat": "shifted-mask"}),
     ("memory_mosaic", {**MOSAIC, "persistent_kernel": "epanechnikov", "persistent_normalization": "fixed"}),
     ("memory_mosaic", {**MOSAIC, "learn_order": True}),
     ("transformer", TRANSFORMER),

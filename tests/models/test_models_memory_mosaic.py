@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epan.errors import EpanError, UnsupportedError
+from epan.metrics import allowed_keys
 from epan.models import MemoryMosaic, MemoryMosaicConfig, build, config_of, names
 
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 2, "width": 16, "persistent_size": 9}
@@ -205,6 +206,8 @@ def test_configuration_is_plain_data() -> None:
         ({"persistent_kernel": "uniform"}, None),
         ({"long_skip": 4}, "short_window"),
         ({"short_window": 4, "long_skip": 6}, "neither"),
+        ({"compat": "published"}, "shifted-mask"),
+        ({"compat": "shifted-mask", "short_window": 4}, "short-term"),
         ({"kernel": "cosine"}, "cosine"),
     ],
 )
@@ -245,6 +248,15 @@ def test_every_pair_is_read_by_one_of_two_memories_that_meet() -> None:
     _, stats = model(torch.randint(11, (1, 12)), return_stats=True)
     read = stats["layers.0.short"].support_size + stats["layers.0.long"].support_size
     assert torch.equal(read[0, 0].long(), torch.arange(12))
+
+
+def test_the_shifted_mask_leaves_out_the_newest_pair() -> None:
+    for compat, newest in ((None, 1), ("shifted-mask", 2)):
+        model = build("memory_mosaic", {**SMALL, "kernel": "gaussian", "layers": 1, "compat": compat})
+        _, stats = model(torch.randint(11, (1, 12)), return_stats=True)
+        read = stats["layers.0.contextual"].support_size[0, 0].long()
+        assert torch.equal(read, (torch.arange(12) + 1 - newest).clamp(min=0))
+        assert torch.equal(read, allowed_keys("layers.0.contextual", 12, skip=model.config.skip))
 
 
 def test_published_learning_problem_is_solvable() -> None:

@@ -28,8 +28,8 @@ def allowed_keys(
 ) -> torch.Tensor:
     """How many keys the query at each position i (from 0) may see, by the last part of a statistics key.
 
-    attention: i + 1 (causal, with itself); contextual: i (the keys before the query); short: min(i, window) (the last
-    ones before the query); long: max(0, i + 1 − skip) (those at least skip steps back); persistent: size.
+    attention: i + 1 (causal, with itself); contextual and long: max(0, i + 1 − skip) (those at least skip steps back); short:
+    min(i, window) (the last ones before the query); persistent: size.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def allowed_keys(
     length: number of query positions.
     size: number of stored pairs of a persistent memory.
     window: span of a short-term memory.
-    skip: distance to the newest pair of a long-term memory.
+    skip: distance to the newest pair of a contextual or long-term memory.
 
     Returns
     -------
@@ -51,9 +51,7 @@ def allowed_keys(
     positions = torch.arange(length)
     if kind == "attention":
         return positions + 1
-    if kind == "contextual":
-        return positions
-    if kind == "long":
+    if kind in ("contextual", "long"):
         return (positions + 1 - skip).clamp(min=0)
     if kind in ("short", "persistent"):
         span = window if kind == "short" else size

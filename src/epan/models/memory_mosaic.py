@@ -22,6 +22,7 @@ from .config import check_choice, check_count, check_flag, check_probability
 __all__ = ["BlockCache", "MemoryMosaic", "MemoryMosaicConfig"]
 
 PERSISTENT_KINDS = ("attention", "swiglu")
+COMPAT = ("shifted-mask",)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class MemoryMosaicConfig:
     short_window: split the contextual memory in two (version 2): a short-term memory of the last ``short_window`` pairs
         and a long-term memory of the pairs at least ``long_skip`` steps back, each with its own extractors, summed.
     long_skip: None: a quarter of ``short_window``, so that the two overlap (published: 64 of 256).
+    compat: for comparisons with published code only. "shifted-mask": the query at i reads the pairs up to i − 2, not i − 1,
+        as one of its models does for NormReLU, ReLUmax and top-k uniform.
     """
 
     vocab_size: int
@@ -60,6 +63,7 @@ class MemoryMosaicConfig:
     gated_keys: bool = False
     short_window: int | None = None
     long_skip: int | None = None
+    compat: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "heads", "width"):
@@ -71,6 +75,14 @@ class MemoryMosaicConfig:
             check_flag(name, getattr(self, name))
         check_probability("dropout", self.dropout)
         check_choice("persistent memory", self.persistent, PERSISTENT_KINDS)
+        if self.compat is not None:
+            check_choice("compat", self.compat, COMPAT)
+            if self.short_window is not None:
+                raise EpanError(
+                    "The shifted mask belongs to models without a short-term memory",
+                    found=f"compat={self.compat!r}, short_window={self.short_window}",
+                    fix="leave one of them out",
+                )
         head_size(self.width, self.heads)
         similarity_for(get_kernel(self.kernel), get_normalization(self.normalization))
         similarity_for(get_kernel(self.persistent_kernel), get_normalization(self.persistent_normalization))
@@ -87,9 +99,9 @@ class MemoryMosaicConfig:
 
     @property
     def skip(self) -> int:
-        """Steps to the newest pair of the long-term memory (1 without a short-term memory)."""
+        """Steps to the newest pair that the contextual memory reads; with a short-term memory, the long-term one."""
         if self.short_window is None:
-            return 1
+            return 2 if self.compat == "shifted-mask" else 1
         return max(1, self.short_window // 4) if self.long_skip is None else self.long_skip
 
     @property
@@ -113,7 +125,7 @@ class Block(nn.Module):
     def __init__(self, config: MemoryMosaicConfig) -> None:
         super().__init__()
         width, heads = config.width, config.heads
-        spans: dict[str, dict[str, int | None]] = {"contextual": {}}
+        spans: dict[str, dict[str, int | None]] = {"contextual": {"skip": config.skip}}
         if config.short_window is not None:
             spans = {"short": {"span": config.short_window}, "long": {"skip": config.skip}}
         self.dropout = config.dropout
