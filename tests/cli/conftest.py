@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import subprocess
@@ -11,10 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from serving import Commands
+
+from forking import Forks
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+# What most commands import, when they need it.
+MODULES = (
+    "torch", "safetensors.torch", "accelerate", "matplotlib.figure", "matplotlib.backends.backend_agg", "rich.live",
+    "epan.cli.main", "epan.training", "epan.report", "epan.models",
+)  # fmt: skip
 TINY = (
     "--task", "copy", "--lengths", "2,4", "--batch", "4", "--test-lengths", "4,8", "--test-sequences", "8",
     "--threads", "1", "--device", "cpu", "--set", "model.options.width=16", "--set", "model.options.heads=2",
@@ -29,9 +36,9 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def epan() -> Iterator[Run]:
     """``epan ARGUMENTS`` as a user runs it; gives code and output."""
-    commands = Commands(environment())
-    yield commands.run
-    commands.close()
+    forks = Forks(MODULES, (), environment())
+    yield functools.partial(forks.run, "epan")
+    forks.close()
 
 
 @pytest.fixture(scope="session")

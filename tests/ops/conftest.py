@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from forking import Scripts
+from scripts import Scripts
 
 
 @pytest.fixture(scope="session")

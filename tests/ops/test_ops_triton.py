@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from forking import Scripts
 from fused_cases import GROUPS, ITEMS
+from scripts import Scripts
 
 import epan
 from epan.errors import UnsupportedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from forking import Scripts
+from scripts import Scripts
 
 pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
 SCRIPT = "interpreted_hard.py"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forking import Scripts
+from scripts import Scripts
 
 pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
 

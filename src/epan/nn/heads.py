@@ -51,8 +51,8 @@ def split_heads(x_BTE: Tensor, heads: int) -> Tensor:
 
 
 def merge_heads(x_BHTD: Tensor) -> Tensor:
-    """(B, H, T, D) as (B, T, H·D)."""
-    return x_BHTD.transpose(1, 2).flatten(2)
+    """(…, H, T, D) as (…, T, H·D)."""
+    return x_BHTD.transpose(-3, -2).flatten(-2)
 
 
 def init_linear(linear: nn.Linear, *, depth: int = 1) -> None:

@@ -264,10 +264,10 @@ class PersistentMemory(PerHead, nn.Module):
             return_stats=return_stats,
         )
         out, stats = with_stats(result)
-        out = out.view(parts, h, b // parts, t, d).transpose(1, 2).reshape(b, h, t, d)
+        out = merge_heads(out.view(parts, h, b // parts, t, d).transpose(1, 2))
         if stats is not None:
             stats = map_stats(lambda field: field.view(parts, h, b // parts, t).transpose(1, 2).reshape(b, h, t), stats)
-        return self.output(merge_heads(out)), state, stats
+        return self.output(out).flatten(0, 1), state, stats
 
     def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:
         out, _, stats = self._read(x, None, return_stats)

@@ -152,8 +152,8 @@ class Engine:
         self._forward: Any = None
         with exclusive:
             self._prepare()
-        if config.compile and not self.sharded and not self.queued:
-            self._forward = torch.compile(self._forward, dynamic=True)
+        if not self.queued:
+            self._compile_forward()
 
     def _prepare(self) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -315,11 +315,11 @@ class Engine:
                 if self._must_record:
                     raise TrainingError(
                         "A step of this run cannot be recorded",
-                        found=error.reason,
+                        found=str(error),
                         fix="train it in a process of its own, without cuda_graph, where it takes plain steps",
                     ) from error
                 warnings.warn(
-                    f"Plain steps are taken, because a step cannot be recorded: {error.reason}",
+                    f"Plain steps are taken, because a step cannot be recorded: {error}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -336,7 +336,11 @@ class Engine:
             if hasattr(self._adamw, name):
                 delattr(self._adamw, name)
         self.model.zero_grad(set_to_none=True)
-        if self.config.compile:
+        self._compile_forward()
+
+    def _compile_forward(self) -> None:
+        """For plain steps; blocks that share their weights are compiled one by one, and a recorded step has its own code."""
+        if self.config.compile and not self.sharded:
             self._forward = torch.compile(self._forward, dynamic=True)
 
     def take_step(self, step: int, *, measure: bool) -> StepOutcome:

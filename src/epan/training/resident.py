@@ -45,11 +45,7 @@ _free_streams: dict[torch.device, list[torch.cuda.Stream]] = {}
 
 
 class RecordingError(Exception):
-    """Something in the step waits for the device, so that it cannot be part of a CUDA graph; ``reason`` says what CUDA says."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """Something in the step waits for the device, so that it cannot be part of a CUDA graph; the message is that of CUDA."""
 
 
 class Result(NamedTuple):
