@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+
 from .errors import EpanError
 
 __all__ = ["intern", "lookup", "restore"]
 
 _OBJECTS: list[object] = []
 _HANDLES: dict[object, int] = {}
+# Runs that share a process make their models in threads.
+_LOCK = threading.Lock()
 
 
 def intern(thing: object) -> int:
     """The handle of ``thing``; equal objects share one."""
     # A class with an __init__ of its own inherits an equality that does not know its parameters.
     comparable = "__dataclass_fields__" in vars(type(thing))
-    try:
-        handle = _HANDLES.setdefault(thing, len(_OBJECTS)) if comparable else len(_OBJECTS)
-    except TypeError:
-        # Unhashable objects of other packages are each their own.
-        handle = len(_OBJECTS)
-    if handle == len(_OBJECTS):
-        _OBJECTS.append(thing)
-    return handle
+    with _LOCK:
+        try:
+            handle = _HANDLES.setdefault(thing, len(_OBJECTS)) if comparable else len(_OBJECTS)
+        except TypeError:
+            # Unhashable objects of other packages are each their own.
+            handle = len(_OBJECTS)
+        if handle == len(_OBJECTS):
+            _OBJECTS.append(thing)
+        return handle
 
 
 def lookup(handle: int) -> object:

@@ -47,7 +47,7 @@ def test_every_method_has_three_seeds_one_budget_and_one_rate() -> None:
     for run in study.main():
         groups[run.task.name, run.model.name, study.method_of(run)].append(run)
         assert run.steps == study.PLANS[run.task.name].steps
-        assert (run.batch, run.lengths, run.precision) == (128, (32, 64), "bf16")
+        assert (run.batch, run.lengths, run.precision) == (study.PLANS[run.task.name].batch, (32, 64), "bf16")
         assert run.optimizer.learning_rate in study.LEARNING_RATES
     for group in groups.values():
         assert sorted(run.seed for run in group) == [0, 1, 2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from epan.training import RunConfig, RunResult, train, train_together
+from epan.training import ModelConfig, RunConfig, RunResult, train, train_together
 from epan.training.checkpoint import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -37,6 +37,15 @@ def test_recorded_steps_are_plain_steps(tmp_path: Path, kernel: str, accumulatio
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-3)
     for name, tensor in runs[0][1].items():
         assert torch.allclose(tensor, runs[1][1][name], atol=2e-3), name
+
+
+@pytest.mark.parametrize("positions", ["half", "rope"])
+def test_steps_of_a_transformer_can_be_recorded(tmp_path: Path, positions: str) -> None:
+    options = {"layers": 1, "heads": 4, "width": 64, "positions": positions}
+    options["length_scaling"] = "asentmax" if positions == "half" else None
+    made = config(cuda_graph=True, steps=4)
+    result = train(dataclasses.replace(made, model=ModelConfig("transformer", options)), tmp_path / "run")
+    assert result.status == "finished"
 
 
 @pytest.mark.parametrize("compiled", [False, True])

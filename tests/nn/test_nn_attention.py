@@ -70,7 +70,9 @@ def test_alibi_is_a_bias_of_the_distance() -> None:
 
 
 def test_half_and_half_slopes() -> None:
-    assert alibi_slopes("half", 6) == [0, 0, 0, 1, 1 / 2, 1 / 3]
+    half = alibi_slopes("half", 6)
+    assert half is not None
+    assert half.tolist() == [0, 0, 0, 1, 1 / 2, 1 / 3]
     assert alibi_slopes("rope", 6) is None
     assert alibi_slopes("nope", 6) is None
 

@@ -80,8 +80,9 @@ class KernelAttention(nn.Module):
             raise EpanError("kv_heads must divide heads", found=f"heads={heads}, kv_heads={kv_heads}")
         if positions == "rope" and head_dim % 2:
             raise EpanError('positions="rope" needs an even head size', found=f"width={width}, heads={heads}")
-        slopes = alibi_slopes(positions, heads)
-        self.positions, self.slopes, self.rope_base = positions, slopes, rope_base
+        # Told now whether they can be made.
+        alibi_slopes(positions, heads)
+        self.positions, self.rope_base = positions, rope_base
         free = {"nope": heads, "half": heads // 2}.get(positions, 0)
         if length_scaling is not None and free == 0:
             raise EpanError(
@@ -148,15 +149,13 @@ class KernelAttention(nn.Module):
         attn_mask: Tensor | None,
         return_stats: bool,
     ) -> tuple[Tensor, Stats | None]:
-        slopes = None
-        if self.slopes is not None:
-            slopes = torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-            if first > 0:
-                # Loads torch._dynamo, which takes most of a second.
-                from torch.nn.attention.bias import causal_lower_right
+        slopes = alibi_slopes(self.positions, self.heads, x.device, torch.promote_types(x.dtype, torch.float32))
+        if slopes is not None and first > 0:
+            # Loads torch._dynamo, which takes most of a second.
+            from torch.nn.attention.bias import causal_lower_right
 
-                # Distances, too, must count from the lower right when the queries are the newest of the keys.
-                attn_mask = causal_lower_right(q.shape[2], k.shape[2])
+            # Distances, too, must count from the lower right when the queries are the newest of the keys.
+            attn_mask = causal_lower_right(q.shape[2], k.shape[2])
         result = attention(
             q,
             k,

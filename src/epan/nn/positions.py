@@ -39,11 +39,14 @@ def rotate(x: Tensor, first: int, base: float = 10_000.0) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-def alibi_slopes(positions: str, heads: int) -> list[float] | None:
-    r"""ALiBi slope of each head, or None for kinds of positions without ALiBi.
+def alibi_slopes(
+    positions: str, heads: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+) -> Tensor | None:
+    r"""ALiBi slope of each head, (H,), or None for kinds of positions without ALiBi.
 
     ``"alibi"``: :math:`2^{-8h/H}` for h = 1 … H (Press et al. 2108.12409). ``"half"``: the first H/2 heads have no
-    positions (slope 0), the others 1/1, 1/2, …, 1/(H/2) (Vasylenko et al. 2506.16640).
+    positions (slope 0), the others 1/1, 1/2, …, 1/(H/2) (Vasylenko et al. 2506.16640). Made on the device, so that a CUDA
+    graph can hold it.
 
     Raises
     ------
@@ -51,10 +54,12 @@ def alibi_slopes(positions: str, heads: int) -> list[float] | None:
     """
     if positions not in POSITIONS:
         raise unknown_name("kind of positions", positions, POSITIONS, {"none": 'no positions is "nope"'})
+    if positions == "half" and heads % 2:
+        raise EpanError('positions="half" needs an even number of heads', found=heads)
+    if positions not in ("alibi", "half"):
+        return None
+    head = torch.arange(1, heads + 1, device=device, dtype=dtype)
     if positions == "alibi":
-        return [2.0 ** (-8.0 * h / heads) for h in range(1, heads + 1)]
-    if positions == "half":
-        if heads % 2:
-            raise EpanError('positions="half" needs an even number of heads', found=heads)
-        return [0.0] * (heads // 2) + [1.0 / h for h in range(1, heads // 2 + 1)]
-    return None
+        return torch.exp2(-8.0 * head / heads)
+    free = heads // 2
+    return torch.where(head <= free, 0.0, 1.0 / (head - free).clamp(min=1.0))
