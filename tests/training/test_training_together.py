@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from small import fingerprint
 from epan.errors import EpanError, UnsupportedError
 from epan.training import Progress, RunConfig, RunResult, StepInfo, engine, run_sweep, sweep, together, train
 from epan.training.jobs import alike
+from epan.training.starting import Ready, StartingLine
 
 
 @pytest.fixture
@@ -46,6 +48,57 @@ def test_each_run_has_the_numbers_that_it_has_alone(
         alone = train(config, tmp_path / "alone" / config.label)
         assert fingerprint(alone.checkpoint) == fingerprint(result.checkpoint)
         assert alone.evaluations == result.evaluations
+
+
+def test_no_run_steps_before_all_are_ready(
+    tiny: Callable[..., RunConfig], shared: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    recorded = engine.ResidentStep
+
+    def slow(config: RunConfig, *rest: object) -> object:
+        if config.seed == 2:
+            time.sleep(0.5)
+        made = recorded(config, *rest)
+        happened.append("ready")
+        return made
+
+    class Told(Progress):
+        def on_step(self, info: StepInfo) -> None:
+            happened.append("step")
+
+    monkeypatch.setattr(engine, "ResidentStep", slow)
+    configs = several(tiny)
+    together.train_together(
+        configs, [tmp_path / config.label for config in configs], progress=[Told() for _ in configs]
+    )
+    assert happened[:3] == ["ready"] * 3
+    assert happened.count("step") == sum(config.steps for config in configs)
+
+
+def test_who_waits_at_the_line_is_told_to_stop_and_who_ends_holds_up_nobody() -> None:
+    line, order = StartingLine(3), []
+
+    def fails(ready: Ready) -> None:
+        raise RuntimeError
+
+    def stops(ready: Ready) -> None:
+        ready(lambda: True)
+        order.append("stopped")
+
+    def waits(ready: Ready) -> None:
+        ready(lambda: False)
+        ready(lambda: False)
+        order.append("started")
+
+    waiting = threading.Thread(target=line.run, args=(waits,))
+    waiting.start()
+    line.run(stops)
+    assert order == ["stopped"]
+    with pytest.raises(RuntimeError):
+        line.run(fails)
+    waiting.join(10)
+    assert order == ["stopped", "started"]
 
 
 class _Fail(Progress):

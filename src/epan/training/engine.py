@@ -31,6 +31,7 @@ from epan.training.optimization import build_optimizer, learning_rate, optimizer
 from epan.training.processes import Processes
 from epan.training.resident import RecordingError, ResidentStep
 from epan.training.sharding import gather_weights, shard, whole
+from epan.training.starting import Ready
 from epan.training.stream import micro_batches, step_seed, trim
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Engine:
         device: torch.device,
         processes: Processes | None = None,
         *,
-        together: bool = False,
+        ready: Ready | None = None,
     ) -> None:
         self.config, self.task, self.device = config, task, device
         self.processes = processes or Processes()
@@ -138,7 +139,8 @@ class Engine:
         self.queued = config.cuda_graph is not False and obstacle is None
         self._resident: ResidentStep | None = None
         # Plain steps draw from the random numbers of the process, which runs in other threads would disturb.
-        self._must_record = bool(config.cuda_graph) or together
+        self._must_record = bool(config.cuda_graph) or ready is not None
+        self._ready = ready
         self.model = model.train()
         self.model.gradient_checkpointing = config.gradient_checkpointing
         if self.sharded:
@@ -260,6 +262,8 @@ class Engine:
         """
         parts = self.accumulation
         resident = self._recorded() if self.queued else None
+        if self._ready is not None:
+            self._ready(stopping)
         if resident is not None:
             halved = self._halved(first, parts) if self.accumulation > parts else None
             yield from self._queued_steps(resident, halved, first, last, measured, stopping)

@@ -30,6 +30,7 @@ from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
 from epan.training.retention import own_tests, ranking
 from epan.training.saving import save_shards
+from epan.training.starting import Ready
 from epan.training.tracking import TrackedWriter
 from epan.training.writer import BackgroundWriter, snapshot
 
@@ -51,7 +52,7 @@ class Session:
         device: torch.device,
         processes: Processes | None = None,
         check_claim: Callable[[], None] | None = None,
-        together: bool = False,
+        ready: Ready | None = None,
     ) -> None:
         self.config, self.folder, self.writer = config, folder, writer
         self.progress, self.interruption, self.task, self.device = progress, interruption, task, device
@@ -70,7 +71,7 @@ class Session:
             "config_hash": config.hash(),
             "model": model_facts(config.model.name, model),
         }
-        self.engine = Engine(config, task, model, device, self.processes, together=together)
+        self.engine = Engine(config, task, model, device, self.processes, ready=ready)
         if folder.state == "started":
             self._restore()
         # What was tested beyond the checkpoint is tested again, and its lines are overtaken.

@@ -20,6 +20,7 @@ from epan.training.interruption import Interruption
 from epan.training.jobs import MOST_TOGETHER, alike
 from epan.training.processes import Processes
 from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
+from epan.training.starting import Ready, StartingLine
 from epan.training.trainer import device_of, run_alone
 
 __all__ = ["train_together"]
@@ -102,13 +103,18 @@ def train_together(
         interruption = stack.enter_context(Interruption())
         stack.enter_context(own_settings(configs[0], device))
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(configs), "run"))
-        futures = [
-            pool.submit(
-                run_alone, config, out, device, interruption, Processes(),
-                resume=resume, progress=one, claim=claims[place] if claims else None, together=True,
-            )
-            for place, (config, out, one) in enumerate(zip(configs, outs, shown, strict=True))
-        ]  # fmt: skip
+        line = StartingLine(len(configs))
+
+        def begin(place: int) -> RunResult:
+            def work(ready: Ready) -> RunResult:
+                return run_alone(
+                    configs[place], outs[place], device, interruption, Processes(),
+                    resume=resume, progress=shown[place], claim=claims[place] if claims else None, ready=ready,
+                )  # fmt: skip
+
+            return line.run(work)
+
+        futures = [pool.submit(begin, place) for place in range(len(configs))]
         while True:
             try:
                 if not concurrent.futures.wait(futures, timeout=_LOOK).not_done:

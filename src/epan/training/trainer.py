@@ -20,6 +20,7 @@ from epan.training.loading import best_length, build_model, build_task, find_dev
 from epan.training.processes import Processes, join, local_device, world_size
 from epan.training.progress import Progress, RunResult
 from epan.training.session import Session
+from epan.training.starting import Ready
 from epan.training.tracking import TrackedWriter, check_trackers
 
 __all__ = ["check", "device_of", "run_alone", "train"]
@@ -135,11 +136,11 @@ def run_alone(
     progress: Progress | None,
     command: str | None = None,
     claim: str | None = None,
-    together: bool = False,
+    ready: Ready | None = None,
 ) -> RunResult:
     """``train`` where signals, settings and the group of processes are taken care of.
 
-    With ``together`` other threads may call it, too, at the same time.
+    With ``ready`` other threads may call it, too, at the same time: it is called before the first step, and waits for them.
     """
     check_trackers(config.track or ())
     with ExitStack() as stack:
@@ -171,7 +172,7 @@ def run_alone(
         check_claim = held[0].check if held else None
         # Without a name of its own here, so that it is gone before its group of processes is left.
         return Session(
-            config, folder, writer, shown, interruption, task, model, device, processes, check_claim, together
+            config, folder, writer, shown, interruption, task, model, device, processes, check_claim, ready
         ).go(command)
 
 
