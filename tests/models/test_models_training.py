@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from epan import kernels, normalizations
 from epan.models import LanguageModel, build
+from epan.models.base import _Rows as Rows
+from epan.models.base import make_embedding
 
 VOCAB = 13
 MOSAIC = {"vocab_size": VOCAB, "layers": 2, "heads": 2, "width": 16, "persistent_size": 7}
@@ -180,3 +182,36 @@ def test_compiles_into_one_graph(name: str, options: dict[str, Any]) -> None:
     assert torch.allclose(out, expected, atol=1e-5)
     grads, wanted = (torch.autograd.grad(o.square().sum(), list(model.parameters())) for o in (out, expected))
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(grads, wanted, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_of_few_tokens_is_a_product(compiled: bool) -> None:
+    weight, tokens, grad = torch.randn(VOCAB, 6), torch.randint(VOCAB, (3, 40)), torch.randn(3, 40, 6)
+    look = torch.compile(Rows.apply, backend="aot_eager") if compiled else Rows.apply
+    found = []
+    for rows in (look, lambda weight, tokens: F.embedding(tokens, weight)):
+        leaf = weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = rows(leaf, tokens)
+        (out * grad).sum().backward()
+        found.append((out.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_the_gradient_of_few_tokens_repeats_itself_on_a_gpu() -> None:
+    embedding = make_embedding(36, 128).cuda()
+    tokens, grad = torch.randint(36, (64, 130), device="cuda"), torch.randn(64, 130, 128, device="cuda")
+    found = []
+    for deterministic in (False, True, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            (out := embedding(tokens)).backward(grad)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert (type(out.grad_fn).__name__ == "_RowsBackward") == deterministic
+        found.append(embedding.weight.grad)
+        embedding.weight.grad = None
+    assert torch.equal(found[1], found[2])
+    assert torch.allclose(found[0], found[1], atol=1e-3)

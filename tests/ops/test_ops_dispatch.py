@@ -139,18 +139,14 @@ def test_auto_takes_triton_on_a_gpu_for_what_it_has_kernels_for(monkeypatch: pyt
         choose_backend(query, kernel=epan.kernels.get("gaussian"), normalization=epan.Fixed(empty="zero"))[0]
         == "triton"
     )
+    for kernel in ("gaussian", "uniform"):
+        assert choose_backend(query, None, epan.kernels.get(kernel), epan.Nearest(k=3))[0] == "triton"
 
 
-def test_auto_leaves_other_dtypes_and_nearest_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_other_dtypes_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "_found", {torch.device("cuda:0"): None})
-    gaussian, nearest = epan.kernels.get("gaussian"), epan.Nearest(k=3)
-    cases: tuple[dict[str, Any], ...] = (
-        {"query": on_a_gpu(1, 2, 5, 64, dtype=torch.float16)},
-        {"query": on_a_gpu(1, 2, 5, 64, dtype=torch.float32)},
-        {"query": on_a_gpu(1, 2, 5, 64), "kernel": gaussian, "normalization": nearest},
-    )
-    for case in cases:
-        name, reason = choose_backend(**case)
+    for dtype in (torch.float16, torch.float32):
+        name, reason = choose_backend(on_a_gpu(1, 2, 5, 64, dtype=dtype))
         assert name == "tiled"
         assert 'backend="triton"' in reason
 

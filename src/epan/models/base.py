@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .._modes import is_traced
@@ -15,6 +16,9 @@ from ..errors import EpanError
 from ..ops import Stats
 
 __all__ = ["LanguageModel", "make_embedding"]
+
+# Tokens of a vocabulary whose one-hot matrix is small beside the activations.
+_FEW_TOKENS = 512
 
 
 class LanguageModel(nn.Module, ABC):
@@ -71,9 +75,40 @@ class LanguageModel(nn.Module, ABC):
         ]
 
 
+class Embedding(nn.Embedding):
+    """The embedding of tokens; with deterministic algorithms on a GPU, few tokens have their gradient by a matrix product.
+
+    Torch adds up the rows of a token one after the other then, which for some dozens of tokens takes longer than all else.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        few = self.num_embeddings <= _FEW_TOKENS and self.weight.is_cuda
+        if few and torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled():
+            return _Rows.apply(self.weight, input)
+        return super().forward(input)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a matrix; the gradient is that of a product with the matrix of zeros and ones that picks them."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.count = weight.shape[0]
+        return F.embedding(index, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        picks = index.reshape(-1, 1) == torch.arange(ctx.count, device=index.device)
+        # A compiled backward pass is under the autocast of the forward pass, which would round the sums.
+        with torch.autocast(grad.device.type, enabled=False):
+            return picks.to(grad.dtype).T @ grad.reshape(-1, grad.shape[-1]), None
+
+
 def make_embedding(vocab_size: int, width: int) -> nn.Embedding:
     """A token embedding of standard deviation 1/√width."""
-    embedding = nn.Embedding(vocab_size, width)
+    embedding = Embedding(vocab_size, width)
     nn.init.normal_(embedding.weight, std=1 / math.sqrt(width))
     return embedding
 

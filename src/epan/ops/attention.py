@@ -18,7 +18,7 @@ from ..errors import EpanError, UnsupportedError, unknown_name
 from ..kernels import Kernel, Polynomial
 from ..kernels import get as get_kernel
 from ..masks import Masking, Packing, combine_window, split_mask
-from ..normalizations import Nearest, Normalization, Stats
+from ..normalizations import Normalization, Stats
 from ..normalizations import get as get_normalization
 from ..normalizations.base import map_stats
 from .eager import eager_attention
@@ -313,12 +313,11 @@ def choose_backend(
         rule = get_normalization("adaptive") if normalization is None else normalization
         kernel = get_kernel("biweight") if kernel is None else kernel
         found = obstacle(query, query if value is None else value, kernel, rule)
-        if found is None and query.dtype == torch.bfloat16 and not isinstance(rule, Nearest):
+        if found is None and query.dtype == torch.bfloat16:
             return "triton", "fused kernels on an NVIDIA GPU"
         if found is None:
             # What has not passed every test on a GPU yet is not chosen unasked.
-            what = rule.name if isinstance(rule, Nearest) else query.dtype
-            return "tiled", f'memory linear in length; {what} takes the fused kernels with backend="triton" only'
+            return "tiled", f'memory linear in length; {query.dtype} takes the fused kernels with backend="triton" only'
         return "tiled", f"memory linear in length; not triton, because {found.reason} ({found.subject})"
     return "tiled", "memory linear in length on any device"
 
