@@ -576,6 +576,21 @@ def one_key_has_no_gradient(device: torch.device, dtype: torch.dtype, n: int) ->
         assert_within(d_v, grad.double(), band=band(grad, [], dtype), label=f"{options} gradient of v")
 
 
+@case([48], [48, 1000], half=[48])
+def rows_of_a_block_are_strangers(device: torch.device, dtype: torch.dtype, n: int) -> None:
+    """The threshold of a query has the same bits whatever the other queries of its block need."""
+    for trial in range(3):
+        q, k, v = triple(device, dtype, n)
+        first = (0.3 + 0.3 * trial) * q[:, :, :1]
+        for kernel in (KERNEL, epan.Polynomial(order=40.0)):
+            outs = []
+            for other in (0.0, 1.0, 30.0):
+                queries = torch.cat([first, other * q[:, :, 1:2]], 2)
+                outs.append(epan.attention(queries, k, v, kernel=kernel, backend="triton")[:, :, :1])
+            for out in outs[1:]:
+                assert_equal_bits(out, outs[0], f"{kernel}, trial {trial}")
+
+
 def coarse(device: torch.device, dtype: torch.dtype, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best keys lie in a tile with a huge one, beside which 8 bits make them zero."""
     q, k, v = triple(device, dtype, n)

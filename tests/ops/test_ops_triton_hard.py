@@ -12,6 +12,7 @@ GROUPS = {
     "thresholds": ("offset_scores", "scale_ten_thousand", "support_is_the_whole_row"),
     "lengths": ("any_length", "first_queries_that_see_no_key", "other_numbers_of_keys", "packed_sequences"),
     "nothing": ("fully_masked_rows", "nothing_in_reach", "keys_that_nobody_attends", "a_sink_column"),
+    "rows": ("rows_of_a_block_are_strangers",),
     "sizes": ("any_head_size", "values_of_another_size", "shared_key_heads"),
     "surroundings": ("any_strides", "gradients_of_some", "one_graph_for_all_lengths", "reruns_are_equal"),
     "signs": (

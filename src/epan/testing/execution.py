@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
+from ..kernels import Polynomial
 from ..normalizations import Stats
 from ..normalizations.base import map_stats
 from ..ops import attention, attention_varlen
@@ -58,10 +59,7 @@ def varlen_backend(name: str) -> Attention:
 
 
 def on_device(function: Attention, device: str) -> Attention:
-    """``function`` on copies of its tensors on ``device``; output, statistics and gradients come back to the CPU.
-
-    A kernel that holds a tensor stays where it is.
-    """
+    """``function`` on copies of its tensors on ``device``; output, statistics and gradients come back to the CPU."""
     if device == "cpu":
         return function
 
@@ -71,6 +69,8 @@ def on_device(function: Attention, device: str) -> Attention:
         moved: dict[int, Tensor] = {}
 
         def move(value: Any) -> Any:
+            if isinstance(value, Polynomial) and isinstance(value.order, Tensor):
+                return Polynomial(order=move(value.order))
             if not isinstance(value, Tensor) or isinstance(value, CausalBias):
                 return value
             if id(value) not in moved:

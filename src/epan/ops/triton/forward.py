@@ -394,6 +394,8 @@ def attend(
         before = level
         unit_before = tl.zeros_like(level)
         power = tl.zeros_like(level) + 3.0
+        # A row that has arrived stays, so that no bit of it depends on the other rows of its block.
+        going = valid
         todo = 1
         steps = 0
         while (todo > 0) & (steps < STEPS):
@@ -439,8 +441,9 @@ def attend(
             before = level
             unit_before = unit
             moved = live & (tl.abs(after - level) > enough)
-            level = tl.where(live, after, ceiling)
-            todo = tl.max(moved.to(tl.int32), 0)
+            level = tl.where(going, tl.where(live, after, ceiling), level)
+            going = going & moved
+            todo = tl.max(going.to(tl.int32), 0)
             steps += 1
     acc = tl.zeros([HM, EP], tl.float32)
     f = tl.zeros([HM], tl.float32)
