@@ -15,7 +15,7 @@ import epan.models
 import epan.tasks
 from epan.errors import EpanError, unknown_name
 from epan.models import LanguageModel
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training.config import CHOICES, RunConfig
 from epan.training.evaluation import evaluate, lengths_to_test
@@ -52,12 +52,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
-def build_task(config: RunConfig) -> Task:
+def build_task(config: RunConfig) -> Sequences:
     """The task of a run; EpanError for an unknown name or option."""
-    return epan.tasks.get(config.task.name, **config.task.options)
+    return epan.tasks.get(config.task.name, **config.task.options).for_training(config.lengths, config.batch)
 
 
-def build_model(config: RunConfig, task: Task) -> LanguageModel:
+def build_model(config: RunConfig, task: Sequences) -> LanguageModel:
     """The model of a run for the vocabulary of its task; EpanError for an unknown name or config key."""
     model = config.model
     # The task gives the vocabulary, and kernel and normalization have keys of their own.
@@ -74,13 +74,20 @@ def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
     return {"name": name, **dataclasses.asdict(model.config)}
 
 
-def best_length(config: RunConfig, task: Task) -> int:
+def best_length(config: RunConfig, task: Sequences) -> int:
     """The test length at which the best checkpoint of a run is found.
 
     Raises
     ------
-    EpanError: the run is not tested at ``best_length``.
+    EpanError: the run is not tested at ``best_length``, or not for what makes a checkpoint the best.
     """
+    measured = (*task.measures, "loss")
+    if config.keep_best and config.best_by not in measured:
+        raise EpanError(
+            f"A test of the task {task.name!r} does not tell what makes a checkpoint the best",
+            found=f"best_by={config.best_by}",
+            allowed=[name for name in ("exact_match", "token_accuracy", "loss") if name in measured],
+        )
     tested = lengths_to_test(task, config.evaluation.lengths)
     if config.best_length is not None and config.best_length not in tested:
         raise EpanError("The run is not tested at best_length", found=config.best_length, allowed=tested)
