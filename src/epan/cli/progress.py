@@ -6,7 +6,7 @@ import time
 
 from epan._version import __version__
 from epan.cli.bars import Bars
-from epan.cli.output import console, duration, evaluation_table, is_terminal, notes, share
+from epan.cli.output import console, duration, evaluation_table, is_terminal, notes, outcome
 from epan.training import EvaluationInfo, Progress, RunConfig, RunResult, StartInfo, StepInfo
 
 __all__ = ["BarProgress", "LineProgress", "for_run"]
@@ -68,8 +68,7 @@ class LineProgress(Progress):
 
     def on_evaluation(self, info: EvaluationInfo) -> None:
         if info.result is not None:
-            exact = share(info.result.get("exact_match"))
-            print(f"tested at step {info.step}, length {info.length}: exact match {exact}", flush=True)
+            print(f"tested at step {info.step}, length {info.length}: {outcome(info.result)}", flush=True)
 
     def on_event(self, message: str) -> None:
         print(message, flush=True)
@@ -98,7 +97,7 @@ class BarProgress(Progress):
         if self._bars is not None:
             told = [f"length {info.length}"]
             if info.result is not None:
-                told.append(f"exact match {share(info.result.get('exact_match'))}")
+                told.append(outcome(info.result))
             self._bars.update("testing", info.done, info.total, told)
 
     def on_event(self, message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from epan.cli.bars import Bars, short_names
-from epan.cli.output import is_terminal, notes, share
+from epan.cli.output import is_terminal, notes, outcome, share
 from epan.training import RunState, SweepProgress, SweepResult
 
 __all__ = ["SweepBars", "SweepLines", "SweepOptions", "show_sweep", "sweep"]
@@ -138,7 +138,10 @@ def _status(state: RunState) -> str:
 
 
 def _tested(state: RunState) -> str:
-    found = [f"{share(entry.get('exact_match'))} at {entry.get('length')}" for entry in state.summary.evaluations]
+    tests = state.summary.evaluations
+    if any(entry.get("exact_match") is None for entry in tests):
+        return ", ".join(f"{outcome(entry)} at {entry.get('length')}" for entry in tests)
+    found = [f"{share(entry.get('exact_match'))} at {entry.get('length')}" for entry in tests]
     return f"exact match {', '.join(found)}" if found else ""
 
 

@@ -180,7 +180,7 @@ def _commands(records: Sequence[Record], command: str | None, rebuild: str) -> s
 def _headline(setting: Setting, several: bool) -> str:
     title = f"Results: {setting.title}" if several else "Results"
     anchor = f"results-{setting.title}" if several else "results"
-    note = "Exact match in %: mean over seeds, below it the lowest and highest seed where they differ; bold: highest."
+    note = f"{setting.measure.name.capitalize()} in %: mean over seeds, below it the lowest and highest seed where they differ; bold: highest."
     if len(setting.lengths) > MOST_LENGTHS:
         note += f" {MOST_LENGTHS} of {len(setting.lengths)} lengths; table.csv has all."
     if not setting.lengths:
