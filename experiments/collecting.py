@@ -27,8 +27,8 @@ SCHEMA = 1
 # What makes two runs the same experiment; how they were tested, compiled or kept is none of it.
 SAME = ("seed", "steps", "batch", "lengths", "task", "model", "optimizer", "precision")
 MEASURED = (
-    "split", "length", "sequences", "exact_match", "exact_match_low", "exact_match_high", "token_accuracy", "loss",
-    "support_size", "density", "empty_rows", "decoding", "overlap", "seed", "precision", "device",
+    "split", "length", "sequences", "exact_match", "exact_match_low", "exact_match_high", "accuracy", "tvd", "kl",
+    "token_accuracy", "loss", "by_position", "support_size", "density", "empty_rows", "decoding", "overlap", "seed", "precision", "device",
 )  # fmt: skip
 POINTS, LAST = 100, 10
 # Bytes of one archive at most; gzip may add a little to what cannot be made smaller.
@@ -131,12 +131,14 @@ def _evaluations(lines: Iterable[Entry], last: int) -> list[Entry]:
     """Of each split and length the largest test at the last step; among equals the later one."""
     best: dict[tuple[str, int], Entry] = {}
     for line in lines:
-        if line.get("step") != last or number(line.get("length")) is None or number(line.get("exact_match")) is None:
+        counted = [number(line.get(name)) for name in ("exact_match", "accuracy")]
+        if line.get("step") != last or number(line.get("length")) is None or counted == [None, None]:
             continue
         key = (line.get("split", "test"), line["length"])
         if key not in best or line["sequences"] >= best[key]["sequences"]:
             best[key] = line
-    return [{name: best[key].get(name) for name in MEASURED} for key in sorted(best)]
+    # What a task does not measure is left out, not said to be unknown.
+    return [{name: best[key][name] for name in MEASURED if name in best[key]} for key in sorted(best)]
 
 
 def score(record: Mapping[str, Any], split: str, length: int) -> tuple[float, float] | None:

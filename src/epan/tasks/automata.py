@@ -38,6 +38,12 @@ class Automata(NamedTuple):
         """(A,) int64: how many states each has, those with edges."""
         return (self.letters >= 0).any(2).sum(1)
 
+    def edges(self, which: int) -> list[dict[int, int]]:
+        """One of them: for each of its states {letter: target}."""
+        pairs = zip(self.letters[which].tolist(), self.targets[which].tolist(), strict=True)
+        found = [{a: t for a, t in zip(*edges, strict=True) if a >= 0} for edges in pairs]
+        return [edges for edges in found if edges]
+
     @property
     def degrees(self) -> Tensor:
         """(A, 12) int64: edges of each state."""
