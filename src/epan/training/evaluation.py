@@ -14,7 +14,7 @@ from epan.errors import EpanError
 from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, wilson_interval
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
-from epan.tasks import Batch, Task
+from epan.tasks import Batch, Sequences
 from epan.training.config import RunConfig
 from epan.training.decoding import greedy_exact_match
 from epan.training.environment import device_name
@@ -32,7 +32,7 @@ COUNT_LIMIT = 1 << 22
 _PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int, ...]:
+def lengths_to_test(task: Sequences, given: Sequence[int] | None = None) -> tuple[int, ...]:
     """The test lengths ``given``, or else those of the task that its options allow.
 
     Raises
@@ -56,7 +56,7 @@ def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int
 
 def evaluate(
     model: LanguageModel,
-    task: Task,
+    task: Sequences,
     lengths: Sequence[int],
     *,
     sequences: int = 1000,
@@ -165,7 +165,7 @@ def _precision(model: LanguageModel) -> str:
 
 
 def _overlap(
-    run: RunConfig | None, step: int, task: Task, length: int, seed: int, sequences: int, split: str
+    run: RunConfig | None, step: int, task: Sequences, length: int, seed: int, sequences: int, split: str
 ) -> float | None:
     # Of the training data themselves some were seen by choice, not by chance.
     if run is None or split == "train":
@@ -192,7 +192,7 @@ def _overlap(
 
 
 def _test_batches(
-    task: Task, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
+    task: Sequences, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
 ) -> Iterator[Batch]:
     # A sequence depends on its number alone, so the batches may be as large as the memory allows.
     width = task.sample(seed, 0, 1, length, split=split).tokens.shape[1]

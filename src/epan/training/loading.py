@@ -13,18 +13,20 @@ import torch
 
 import epan.models
 import epan.tasks
+from epan._options import make
+from epan.data.text import Text
 from epan.errors import EpanError, unknown_name
 from epan.models import LanguageModel
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
-from epan.training.config import CHOICES, RunConfig
+from epan.training.config import CHOICES, OF_THE_TASK, RunConfig, TaskConfig
 from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.progress import Progress
 from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
 from epan.training.untrusted import no_larger_than, shown
 
-__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "load", "model_facts"]
+__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "find_task", "load", "model_facts"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,21 +54,31 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
-def build_task(config: RunConfig) -> Task:
-    """The task of a run; EpanError for an unknown name or option."""
-    return epan.tasks.get(config.task.name, **config.task.options)
+def build_task(config: RunConfig) -> Sequences:
+    """The task of a run, or its text; EpanError for an unknown name or option."""
+    return find_task(config.task).for_training(config.lengths, config.batch)
 
 
-def build_model(config: RunConfig, task: Task) -> LanguageModel:
+def find_task(chosen: TaskConfig) -> Sequences:
+    """A task of the catalogue, or text; EpanError for an unknown name or option."""
+    if chosen.name == Text.name:
+        return make("task", Text.name, Text, chosen.options, None)
+    if chosen.name not in epan.tasks.names():
+        raise unknown_name("task", chosen.name, (*epan.tasks.names(), Text.name), epan.tasks.HINTS)
+    return epan.tasks.get(chosen.name, **chosen.options)
+
+
+def build_model(config: RunConfig, task: Sequences) -> LanguageModel:
     """The model of a run for the vocabulary of its task; EpanError for an unknown name or config key."""
     model = config.model
-    # The task gives the vocabulary, and kernel and normalization have keys of their own.
-    options = [key for key in epan.models.option_names(model.name) if key not in ("vocab_size", *CHOICES)]
+    # The task gives the vocabulary and the token of documents, and kernel and normalization have keys of their own.
+    options = [key for key in epan.models.option_names(model.name) if key not in (*OF_THE_TASK, *CHOICES)]
     for key in model.options:
         if key not in options:
             raise unknown_name(f"option of the model {model.name!r}:", key, options)
     chosen = {"kernel": model.kernel, "normalization": model.normalization}
-    return epan.models.build(model.name, {"vocab_size": task.vocab_size, **chosen, **model.options})
+    given = {"vocab_size": task.vocab_size, "document_token": task.document_token}
+    return epan.models.build(model.name, {**given, **chosen, **model.options})
 
 
 def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
@@ -74,7 +86,7 @@ def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
     return {"name": name, **dataclasses.asdict(model.config)}
 
 
-def best_length(config: RunConfig, task: Task) -> int:
+def best_length(config: RunConfig, task: Sequences) -> int:
     """The test length at which the best checkpoint of a run is found.
 
     Raises

@@ -12,7 +12,7 @@ import torch
 
 from epan.errors import EpanError
 from epan.models import LanguageModel
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training import records
 from epan.training.claims import ClaimLost
@@ -46,7 +46,7 @@ class Session:
         writer: records.RecordWriter | TrackedWriter | records.NoWriter,
         progress: Progress,
         interruption: Interruption,
-        task: Task,
+        task: Sequences,
         model: LanguageModel,
         device: torch.device,
         processes: Processes | None = None,

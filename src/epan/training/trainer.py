@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from epan.errors import EpanError, UnsupportedError
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training import claims, records
 from epan.training.config import RunConfig
@@ -41,7 +41,7 @@ def check(config: RunConfig) -> None:
         build_model(config, task)
 
 
-def _task(config: RunConfig) -> Task:
+def _task(config: RunConfig) -> Sequences:
     """The task of a run that can train and be tested at the lengths of its config."""
     task = build_task(config)
     task.check_lengths(config.lengths or task.train_lengths)
