@@ -240,6 +240,8 @@ def _tokenizer(work: Path, plan: Plan, spec: str, given: Tokenizer | None, say: 
 def _sample(plan: Plan, say: Tell) -> Iterator[str]:
     """Training text for a BPE: all of it, or evenly spaced pieces where there is much."""
     pieces = [piece for shard in plan.shards for piece in shard if piece.split in (None, "train")]
+    if not pieces:
+        raise EpanError("No text is left to train a tokenizer on", fix="hold out less")
     total = sum(piece.stop - piece.start for piece in pieces)
     wanted = min(total, BPE_BYTES)
     done = taken = 0
@@ -355,8 +357,8 @@ def _merge(work: Path, plan: Plan, tokenizer: Tokenizer, identity: str, facts: d
             os.fsync(file.fileno())
     for name in SPLITS:
         os.replace(work / f"{name}.bin.tmp", work / f"{name}.bin")
-    if not totals["train"]["tokens"]:
-        raise EpanError("No text is left for training", found=facts["text"], fix="hold out less")
+    if not any(total["tokens"] for total in totals.values()):
+        raise EpanError("All documents of the text are empty", found=facts["text"])
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "epan": __version__,

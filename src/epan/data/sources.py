@@ -193,7 +193,7 @@ def make_plan(
             for number in numbers:
                 if fixed.setdefault(number, name) != name:
                     raise EpanError("A file is held out twice", found=f"{given[number].name} in {fixed[number]} and {name}")
-    rule = Rule("train", 0, 0) if fixed else Rule.choose(split, sum(file.documents for file in given))
+    rule = Rule("none", 0, 0) if fixed else Rule.choose(split, sum(file.documents for file in given))
     if rule.kind == "tail" and any(file.kind == LINES for file in given):
         raise EpanError(
             "There are too few documents to hold some out",

@@ -23,7 +23,8 @@ class Rule:
     ----------
     kind: "every": the last document of each of ``held`` equal groups, in turn for validation and test; "hash": a
         twentieth each, by the SHA-256 of the document, so that equal documents stay together; "tail": of every document the
-        last twentieth for test, and the one before it for validation; "train": none.
+        last twentieth for test, and the one before it for validation; "none": all are for training; "all": all are for
+        validation.
     documents, held: how many there are, and how many of them are held out ("every").
     """
 
@@ -33,7 +34,7 @@ class Rule:
 
     @classmethod
     def choose(cls, split: str, documents: int) -> Rule:
-        """The rule called ``split``: "hash", "tail", "every:N" (one in N, at least two), or "auto".
+        """The rule called ``split``: "hash", "tail", "none", "all", "every:N" (one in N, at least two), or "auto".
 
         "auto" is "every:10", or "tail" for fewer than ten documents.
 
@@ -43,11 +44,11 @@ class Rule:
         """
         if split == "auto":
             split = "every:10" if documents >= FEW else "tail"
-        if split in ("hash", "tail"):
+        if split in ("hash", "tail", "none", "all"):
             return cls(split, documents, 0)
         match = _EVERY.fullmatch(split)
         if match is None or int(match[1]) < 2:
-            allowed = "auto, every:N (N at least 2), hash or tail"
+            allowed = "auto, every:N (N at least 2), hash, tail, none or all"
             raise EpanError("Unknown way to split the text", found=split, allowed=allowed)
         if documents < 3:
             raise EpanError(
@@ -69,4 +70,4 @@ class Rule:
         if self.kind == "hash":
             share = int(sha256[:8], 16) * 20 >> 32
             return SPLITS[2 - share] if share < 2 else "train"
-        return "train"
+        return "validation" if self.kind == "all" else "train"

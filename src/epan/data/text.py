@@ -112,8 +112,8 @@ class Text(Sequences):
 
     @property
     def longest(self) -> int:
-        """The longest window of the training text."""
-        return self.corpus.count("train") - 1
+        """The longest window that any split has."""
+        return max(self.corpus.count(split) for split in SPLITS) - 1
 
     @property
     def train_lengths(self) -> tuple[int, int]:  # type: ignore[override]
@@ -139,6 +139,26 @@ class Text(Sequences):
         """How many windows of ``length`` tokens, and one more, a split has."""
         count = self.corpus.count(split)
         return count // length if split == "train" and count > length else max(0, count - 1) // length
+
+    def test_windows(self, split: str, length: int, sequences: int) -> Tensor:
+        """Where the windows begin on which a model is tested, (number,) int64.
+
+        They cover the same text whatever their length: blocks of eight contexts, evenly spaced in the split, are cut into
+        windows; where a length does not divide a block, windows are evenly spaced themselves.
+
+        Parameters
+        ----------
+        sequences: windows of one context at most, rounded up to whole blocks; longer windows are fewer.
+        """
+        block = 8 * self.context
+        if block % length or not self.windows(split, block):
+            block = length
+        there = (self.corpus.count(split) - 1) // block
+        if not there:
+            raise self.too_short(split, length)
+        wanted = min(there, -(-sequences * self.context // block))
+        starts = torch.arange(wanted) * there // wanted * block
+        return (starts[:, None] + torch.arange(0, block, length)).flatten()
 
     def sample(
         self,

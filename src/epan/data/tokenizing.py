@@ -95,7 +95,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Parameters
     ----------
-    content: its JSON. A token for documents is added where it has none that is known.
+    content: its JSON. Where it has no token for documents that is known, the next free number is one.
     name: what it is called.
 
     Raises
@@ -115,11 +115,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._inner.no_truncation()
         # Text that looks like a token of documents is text.
         self._inner.encode_special_tokens = True
-        known = [token for token in _SEPARATORS if self._inner.token_to_id(token) is not None]
-        if not known:
-            self._inner.add_special_tokens([DOCUMENT])
-        self.document = self._inner.token_to_id((known or [DOCUMENT])[0])
-        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+        largest = max(self._inner.get_vocab(with_added_tokens=True).values())
+        known = (self._inner.token_to_id(token) for token in _SEPARATORS)
+        self.document = next((token for token in known if token is not None), largest + 1)
+        self.vocab_size = max(largest, self.document) + 1
         plan = json.loads(self._inner.to_str())
         kinds = [(plan.get(part) or {}).get("type") for part in ("pre_tokenizer", "decoder")]
         self._byte_level = kinds == ["ByteLevel"] * 2 and plan.get("normalizer") is None

@@ -69,7 +69,8 @@ class SSMax(nn.Module):
 
     def forward(self, x: Tensor, first: int | Tensor) -> Tensor:
         log = _log_position(first, x)
-        return (self.strength[:, None] * log.reshape(-1, 1, x.shape[1]))[..., None]
+        log = log if log.dim() == 2 else log[None]
+        return (self.strength[:, None] * log[:, None])[..., None]
 
 
 def make_length_scaling(kind: str | None, width: int, heads: int) -> ASEntmax | SSMax | None:

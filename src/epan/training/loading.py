@@ -15,12 +15,14 @@ import epan.models
 import epan.tasks
 from epan._options import make
 from epan.data.text import Text
+from epan.data.tokenizing import FILE_NAME as TOKENIZER
 from epan.errors import EpanError, unknown_name
 from epan.models import LanguageModel
 from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training.config import CHOICES, OF_THE_TASK, RunConfig, TaskConfig
 from epan.training.evaluation import evaluate, lengths_to_test
+from epan.training.folder import check_data
 from epan.training.progress import Progress
 from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
@@ -129,7 +131,8 @@ def _find_best(run: Path) -> Path:
     newest = checkpoints.latest(run, warn=lambda message: warnings.warn(message, stacklevel=5))
     config = RunConfig.from_dict(checkpoints.verify(newest)["config"])
     there = {checkpoints.step_of(folder): folder for folder in checkpoints.list_checkpoints(run)}
-    for place in ranking(read(run), config, best_length(config, build_task(config))):
+    task = build_task(config)
+    for place in ranking(read(run), config, best_length(config, task), task.tested_split):
         folder = there.get(place.step)
         if folder is None:
             continue
@@ -199,6 +202,7 @@ def evaluate_run(
     seed: int | None = None,
     batch_tokens: int | None = None,
     split: str = "test",
+    text: str | None = None,
     step: int | Literal["best"] | None = None,
     device: str = "auto",
     append: bool = True,
@@ -206,22 +210,28 @@ def evaluate_run(
 ) -> list[dict[str, Any]]:
     """Test a trained run at ``lengths`` and, with ``append``, add the results to its record.
 
-    What is not given is taken from the config of the run. See ``evaluate`` for the records.
+    What is not given is taken from the config of the run. See ``evaluate`` for the records. With ``text``, of a run that learnt
+    from text, all of that other text is the test: the records have its name as their split, and its hash as ``data_hash``.
 
     Raises
     ------
-    EpanError: as ``load`` and ``evaluate``, or the record cannot be written (told before the work starts).
+    EpanError: as ``load`` and ``evaluate``; the record cannot be written (told before the work starts); the run's own text
+        is no longer the one that it learnt from.
     """
     checkpoint = checkpoints.load(find_checkpoint(run, step))
+    folder = checkpoint.path.parent.parent
     with _believed(checkpoint, "task"):
         config = RunConfig.from_dict(checkpoint.manifest["config"])
-        task = build_task(config)
+        task = build_task(config) if text is None else other_text(config, folder, text)
+        if text is not None:
+            split = task.tested_split
+        elif (folder / FILE_NAME).exists():
+            check_data(read(folder), folder, task.data_hash)
         tested = lengths_to_test(task, lengths or config.evaluation.lengths)
     place = find_device(device)
     model = _restore(checkpoint, place)
     chosen = config.evaluation
     with ExitStack() as stack:
-        folder = checkpoint.path.parent.parent
         writer = stack.enter_context(RecordWriter(folder)) if append and (folder / FILE_NAME).exists() else None
         stack.enter_context(autocast(config.precision, place))
         results = []
@@ -239,6 +249,22 @@ def evaluate_run(
                 step=checkpoint.step,
                 progress=progress,
             )
+            if text is not None:
+                results[-1] |= {"split": Path(text).name, "data_hash": task.data_hash}
             if writer is not None:
                 writer.write(**results[-1])
     return results
+
+
+def other_text(config: RunConfig, run: Path, path: str) -> Text:
+    """Another text, whole, in the tokens of a run.
+
+    Raises
+    ------
+    EpanError: the run learnt from no text, or the text cannot be read.
+    """
+    if config.task.name != Text.name:
+        raise EpanError("Only a run that learnt from text can be tested on text", found=f"task {config.task.name}")
+    options = {key: config.task.options[key] for key in ("documents", "field") if key in config.task.options}
+    made = make("task", Text.name, Text, {**options, "path": path, "tokenizer": str(run / TOKENIZER), "split": "all"}, None)
+    return made.for_training(config.lengths, config.batch)
