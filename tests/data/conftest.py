@@ -10,6 +10,7 @@ from prose import prose
 
 from epan.data import sources
 
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where tokens are kept; nothing is written elsewhere."""

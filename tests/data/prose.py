@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import random
 
-WORDS = "sea ship whale captain night storm – café 海 naïve Ωmega the a of and".split()
+WORDS = [
+    "sea",
+    "ship",
+    "whale",
+    "captain",
+    "night",
+    "storm",
+    "–",
+    "café",
+    "海",
+    "naïve",
+    "Ωmega",
+    "the",
+    "a",
+    "of",
+    "and",
+]
 
 
 def prose(seed: int, words: int) -> str:

@@ -106,7 +106,9 @@ def test_a_killed_build_goes_on(
     books: Callable[..., Path], cache: Path, small_shards: int, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     folder = books(12, 300)
-    process = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(workers)], env=dict(os.environ), check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), str(workers)], env=dict(os.environ), check=False
+    )
     assert process.returncode == -signal.SIGKILL
     (work,) = (cache / "text").glob("*.building")
     assert not list((cache / "text").glob("*/manifest.json"))
@@ -133,7 +135,9 @@ def test_a_killed_build_goes_on(
     assert not list((cache / "text").glob("*.building"))
 
 
-def test_a_build_killed_before_its_last_step(books: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_killed_before_its_last_step(
+    books: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = books()
     whole = read_manifest(build(Request(str(folder)), cache / "whole"))
 
@@ -161,7 +165,9 @@ def test_damage_is_told_and_nothing_is_left(
     assert is_built(build(Request(str(folder), errors="replace"), workers=workers))
 
 
-def test_a_worker_that_dies(books: Callable[..., Path], cache: Path, small_shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies(
+    books: Callable[..., Path], cache: Path, small_shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(building.sys, "executable", "false")
     with pytest.raises(EpanError, match="A process that tokenises has ended"):
         build(Request(str(books(12, 300))), workers=2)

@@ -60,7 +60,7 @@ def test_a_data_set_becomes_documents(library: types.SimpleNamespace) -> None:
 
 def test_what_was_cut_off_goes_on(library: types.SimpleNamespace, cache: Path) -> None:
     library.breaks = 25
-    with pytest.raises(EpanError, match="the network is gone.*goes on"):
+    with pytest.raises(EpanError, match=r"the network is gone.*goes on"):
         build(Request("hf:owner/stories", split="none"))
     assert len(list(cache.glob("text/*/part-*.jsonl"))) == 2
     library.breaks = None

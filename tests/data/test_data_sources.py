@@ -35,7 +35,8 @@ def test_a_folder_a_glob_and_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "message"), [("nowhere", "There is no such text"), ("empty", "has no text"), ("*.txt", "There is no such text")]
+    ("where", "message"),
+    [("nowhere", "There is no such text"), ("empty", "has no text"), ("*.txt", "There is no such text")],
 )
 def test_no_text(tmp_path: Path, where: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -82,7 +83,11 @@ def test_pieces_are_the_whole_text(books: Callable[..., Path], small_shards: int
     assert "".join(text for _, text, _ in found) == whole
     assert sum(begins for _, _, begins in found) == 12
     # No word is cut.
-    assert all(text[0].isspace() and not before[-1].isspace() for (_, before, _), (_, text, begins) in zip(found, found[1:], strict=False) if not begins)
+    assert all(
+        text[0].isspace() and not before[-1].isspace()
+        for (_, before, _), (_, text, begins) in zip(found, found[1:], strict=False)
+        if not begins
+    )
 
 
 def test_few_documents_lose_their_ends(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_every_window_comes_once_an_epoch(text: Text, world: int, parts: int) ->
         assert not seen - Counter(ring)
     # Another cut, too: hardly a window is the same.
     assert len(set(first) & set(second)) < 3
-    doubled = (ring + ring[:51])
+    doubled = ring + ring[:51]
     text_of_ring = ",".join(map(str, doubled))
     assert all(",".join(map(str, row)) in text_of_ring for row in first[:5])
 

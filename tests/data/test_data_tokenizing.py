@@ -85,7 +85,13 @@ def test_too_large_a_bpe() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("byte", "'bytes'"), ("gpt2", "hf:gpt2"), ("bpe:size=100", "too small"), ("bpe:vocab=9", "Unknown tokenizer"), ("hf:", "Unknown")],
+    [
+        ("byte", "'bytes'"),
+        ("gpt2", "hf:gpt2"),
+        ("bpe:size=100", "too small"),
+        ("bpe:vocab=9", "Unknown tokenizer"),
+        ("hf:", "Unknown"),
+    ],
 )
 def test_a_misspelt_tokenizer(spec: str, message: str) -> None:
     with pytest.raises(EpanError, match=message):

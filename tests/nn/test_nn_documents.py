@@ -80,7 +80,9 @@ def test_no_gradient_crosses_a_boundary(name: str, options: dict[str, Any]) -> N
     for (key, one), other in zip(knowing.named_parameters(), plain.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None and other.grad is not None:
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                one.grad, other.grad, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 @pytest.mark.parametrize("name", ["memory_mosaic", "transformer"])

@@ -50,7 +50,12 @@ def telling() -> Iterator[Tell]:
             bars[0].update(what, counts[0], max(counts), notes)
         elif time.monotonic() - told >= SECONDS:
             told = time.monotonic()
-            print(f"{what} {counts[0]:,}" + (f" of {counts[1]:,}" if counts[1] else "") + "".join(f" {note}" for note in notes), flush=True)
+            print(
+                f"{what} {counts[0]:,}"
+                + (f" of {counts[1]:,}" if counts[1] else "")
+                + "".join(f" {note}" for note in notes),
+                flush=True,
+            )
 
     try:
         yield tell

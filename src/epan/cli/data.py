@@ -49,7 +49,11 @@ def data(
 
     request = Request(path, tokenizer, split, validation, test, field, errors, limit)
     with telling() as tell:
-        folder = prepare(request, workers=workers, tell=tell) if out is None else build(request, out, workers=workers, tell=tell)
+        folder = (
+            prepare(request, workers=workers, tell=tell)
+            if out is None
+            else build(request, out, workers=workers, tell=tell)
+        )
     corpus = Corpus(folder)
     manifest = corpus.manifest
     facts = manifest["tokenizer"]
@@ -59,7 +63,9 @@ def data(
     print(f"hash        {manifest['hash']}")
     print(f"tokens in   {folder}")
     print()
-    print_table(("split", "documents", "tokens", "bytes", "bytes/token"), [_row(*item) for item in manifest["splits"].items()])
+    print_table(
+        ("split", "documents", "tokens", "bytes", "bytes/token"), [_row(*item) for item in manifest["splits"].items()]
+    )
     held = [file for file in manifest["files"] or () if file["splits"] not in (["train"], [])]
     if 0 < len(held) <= 20 and manifest["split"] != "tail":
         print("\nheld out: " + ", ".join(f"{file['name']} ({', '.join(file['splits'])})" for file in held))

@@ -42,7 +42,12 @@ def _model_options(config: RunConfig) -> list[tuple[str, str, str]]:
     from epan import models
 
     # The task gives the vocabulary; kernel and normalization are keys of their own.
-    elsewhere = {"vocab_size": 1, "document_token": None, "kernel": config.model.kernel, "normalization": config.model.normalization}
+    elsewhere = {
+        "vocab_size": 1,
+        "document_token": None,
+        "kernel": config.model.kernel,
+        "normalization": config.model.normalization,
+    }
     made = models.config_of(config.model.name, {**elsewhere, **config.model.options})
     shown = f"of the model {config.model.name}"
     values = dataclasses.asdict(made).items()

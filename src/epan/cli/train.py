@@ -37,12 +37,15 @@ class TrainOptions:
     text: Annotated[
         str | None,
         Parameter(
-            group=WHAT, help="Text to learn in place of a task: a file, a folder, a glob, a folder of tokens, or hf:NAME."
+            group=WHAT,
+            help="Text to learn in place of a task: a file, a folder, a glob, a folder of tokens, or hf:NAME.",
         ),
     ] = None
     tokenizer: Annotated[
         str | None,
-        Parameter(group=WHAT, help="Of text: bytes (default), bpe:size=8192, hf:NAME, or the path of a tokenizer.json."),
+        Parameter(
+            group=WHAT, help="Of text: bytes (default), bpe:size=8192, hf:NAME, or the path of a tokenizer.json."
+        ),
     ] = None
     model: Annotated[str | None, Parameter(group=WHAT, help="Model: memory_mosaic (default) or transformer.")] = None
     kernel: Annotated[

@@ -67,7 +67,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.errors not in ("strict", "replace"):
-            raise EpanError("Unknown way to take bytes that are no UTF-8", found=self.errors, allowed=["strict", "replace"])
+            raise EpanError(
+                "Unknown way to take bytes that are no UTF-8", found=self.errors, allowed=["strict", "replace"]
+            )
         if self.tokenizer is not None:
             check_spec(self.tokenizer)
 
@@ -92,7 +94,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise EpanError(f"The manifest of the tokens cannot be read: {error.strerror}", found=str(path)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise EpanError(f"The manifest of the tokens is damaged: {error}", found=str(path), fix="remove the folder and build it anew") from None
+        raise EpanError(
+            f"The manifest of the tokens is damaged: {error}",
+            found=str(path),
+            fix="remove the folder and build it anew",
+        ) from None
     assert isinstance(values, dict)
     return values
 
@@ -208,7 +214,9 @@ def _begin(work: Path, wanted: str) -> None:
             known = None
         ours = any((work / name).exists() for name in (PLAN, FILE_NAME, MANIFEST)) or not any(work.iterdir())
         if not ours:
-            raise EpanError("The folder for the work is not empty", found=str(work), fix="remove it, or give another folder")
+            raise EpanError(
+                "The folder for the work is not empty", found=str(work), fix="remove it, or give another folder"
+            )
         if known != wanted:
             shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -264,7 +272,9 @@ def _tokenise(work: Path, plan: Plan, tokenizer: Tokenizer, identity: str, worke
     done, total = sum(sizes) - sum(sizes[number] for number in missing), sum(sizes)
     say("tokenising", done, total)
     count = min(workers, len(missing))
-    finished: Iterable[int] = _one_by_one(work, plan, tokenizer, identity, missing) if count < 2 else _by_processes(work, missing, count)
+    finished: Iterable[int] = (
+        _one_by_one(work, plan, tokenizer, identity, missing) if count < 2 else _by_processes(work, missing, count)
+    )
     for number in finished:
         done += sizes[number]
         say("tokenising", done, total)
@@ -308,7 +318,9 @@ def _by_processes(work: Path, missing: Sequence[int], count: int) -> Iterator[in
 
 def _feed(process: subprocess.Popen[str], todo: queue.SimpleQueue[int], outcomes: queue.SimpleQueue[_Outcome]) -> None:
     """Give one process a shard after the other, until none is left or it has ended."""
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     while True:
         try:
             number = todo.get_nowait()
@@ -321,7 +333,16 @@ def _feed(process: subprocess.Popen[str], todo: queue.SimpleQueue[int], outcomes
         except (OSError, ValueError):
             said = process.stderr.read().strip().splitlines()
             why = said[-1] if said else f"status {process.wait()}"
-            outcomes.put(_Outcome(number, {"what": "A process that tokenises has ended", "found": why, "fix": "start again; what is done stays"}))
+            outcomes.put(
+                _Outcome(
+                    number,
+                    {
+                        "what": "A process that tokenises has ended",
+                        "found": why,
+                        "fix": "start again; what is done stays",
+                    },
+                )
+            )
             return
         outcomes.put(_Outcome(number, answer or None))
 
@@ -349,12 +370,15 @@ def _merge(work: Path, plan: Plan, tokenizer: Tokenizer, identity: str, facts: d
                 digests[part.split].update(content)
                 _count(totals[part.split], part)
                 file = plan.files[part.file]
-                listed = by_file.setdefault(part.file, {"name": file.name, "sha256": file.sha256, "splits": [], "documents": 0, "tokens": 0, "bytes": 0})
+                listed = by_file.setdefault(
+                    part.file,
+                    {"name": file.name, "sha256": file.sha256, "splits": [], "documents": 0, "tokens": 0, "bytes": 0},
+                )
                 listed["splits"] = [name for name in SPLITS if name in {*listed["splits"], part.split}]
                 _count(listed, part)
-        for file in written.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for stream in written.values():
+            stream.flush()
+            os.fsync(stream.fileno())
     for name in SPLITS:
         os.replace(work / f"{name}.bin.tmp", work / f"{name}.bin")
     if not any(total["tokens"] for total in totals.values()):
@@ -363,7 +387,12 @@ def _merge(work: Path, plan: Plan, tokenizer: Tokenizer, identity: str, facts: d
         "schema": SCHEMA,
         "epan": __version__,
         **facts,
-        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "document": tokenizer.document, "sha256": tokenizer.hash()},
+        "tokenizer": {
+            "name": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "document": tokenizer.document,
+            "sha256": tokenizer.hash(),
+        },
         "bytes_per_token": width,
         "splits": {name: {**totals[name], "sha256": digests[name].hexdigest()} for name in SPLITS},
         "files": [by_file[number] for number in sorted(by_file)] if len(by_file) <= LISTED else None,

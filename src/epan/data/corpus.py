@@ -52,7 +52,9 @@ class Corpus:
             self._check(name)
 
     def _damaged(self, name: str) -> EpanError:
-        return EpanError("A file of tokens is damaged", found=str(self.folder / name), fix="remove the folder and build it anew")
+        return EpanError(
+            "A file of tokens is damaged", found=str(self.folder / name), fix="remove the folder and build it anew"
+        )
 
     def _check(self, split: str) -> None:
         path, digest = self.folder / f"{split}.bin", hashlib.sha256()
@@ -85,7 +87,9 @@ class Corpus:
             count = self.count(split)
             kind = torch.int16 if self.manifest["bytes_per_token"] == 2 else torch.int32
             path = str(self.folder / f"{split}.bin")
-            mapped = torch.from_file(path, shared=False, size=count, dtype=kind) if count else torch.zeros(0, dtype=kind)
+            mapped = (
+                torch.from_file(path, shared=False, size=count, dtype=kind) if count else torch.zeros(0, dtype=kind)
+            )
             self._tokens[split, place] = mapped.to(place) if _fits(mapped, place) else mapped
         return self._tokens[split, place]
 

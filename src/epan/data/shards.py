@@ -52,7 +52,11 @@ def publish(path: Path, content: bytes | str) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise EpanError(f"Tokens cannot be written: {error.strerror}", found=str(path), fix="free some space, or give another folder") from error
+        raise EpanError(
+            f"Tokens cannot be written: {error.strerror}",
+            found=str(path),
+            fix="free some space, or give another folder",
+        ) from error
 
 
 def _paths(folder: Path, number: int) -> tuple[Path, Path]:

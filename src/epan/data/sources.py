@@ -133,7 +133,9 @@ def find_files(path: str) -> list[tuple[Path, str]]:
         )  # fmt: skip
     names = [match.as_posix() for match in matches]
     shared = len(names[0].rpartition("/")[0]) + 1 if len(names) == 1 else _shared_folder(names)
-    return sorted(((match, name[shared:]) for match, name in zip(matches, names, strict=True)), key=lambda pair: pair[1])
+    return sorted(
+        ((match, name[shared:]) for match, name in zip(matches, names, strict=True)), key=lambda pair: pair[1]
+    )
 
 
 def _shared_folder(names: Sequence[str]) -> int:
@@ -192,7 +194,9 @@ def make_plan(
                 numbers = _further(given, pattern, name)
             for number in numbers:
                 if fixed.setdefault(number, name) != name:
-                    raise EpanError("A file is held out twice", found=f"{given[number].name} in {fixed[number]} and {name}")
+                    raise EpanError(
+                        "A file is held out twice", found=f"{given[number].name} in {fixed[number]} and {name}"
+                    )
     rule = Rule("none", 0, 0) if fixed else Rule.choose(split, sum(file.documents for file in given))
     if rule.kind == "tail" and any(file.kind == LINES for file in given):
         raise EpanError(
@@ -356,7 +360,9 @@ def _read_lines(plan: Plan, file: File, piece: Piece) -> Iterator[Passage]:
                     # A lone half of a surrogate pair, which JSON may write, is no text.
                     content = _with_plain_ends(text).encode("utf-8", "replace")
                     digest = hashlib.sha256(content).hexdigest()
-                    yield Passage(content.decode(), piece.split or plan.rule.split_of(number, digest), True, len(content))
+                    yield Passage(
+                        content.decode(), piece.split or plan.rule.split_of(number, digest), True, len(content)
+                    )
                 number += 1
             place += len(line)
 

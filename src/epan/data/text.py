@@ -69,7 +69,9 @@ class Text(Sequences):
                 fix="epan train --text PATH",
             )  # fmt: skip
         if isinstance(self.context, bool) or not isinstance(self.context, int) or self.context < 1:
-            raise EpanError("Option 'context' of the text is out of range", found=self.context, allowed="an integer of at least 1")
+            raise EpanError(
+                "Option 'context' of the text is out of range", found=self.context, allowed="an integer of at least 1"
+            )
         if self.documents not in DOCUMENTS:
             raise unknown_name("way to take documents", self.documents, DOCUMENTS)
         for name in ("validation", "test"):
@@ -128,7 +130,11 @@ class Text(Sequences):
     def for_training(self, lengths: tuple[int, int] | None, batch: int) -> Self:
         span = self.train_lengths if lengths is None else lengths
         if span[0] != span[1]:
-            raise EpanError("All windows of a text are of one length", found=f"lengths {list(span)}", fix=f"lengths=[{span[1]}, {span[1]}]")
+            raise EpanError(
+                "All windows of a text are of one length",
+                found=f"lengths {list(span)}",
+                fix=f"lengths=[{span[1]}, {span[1]}]",
+            )
         made = dataclasses.replace(self, context=span[1])
         object.__setattr__(made, "_batch", batch)
         if "corpus" in self.__dict__:
@@ -180,7 +186,13 @@ class Text(Sequences):
         """
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
-        low, length = self.check_lengths(lengths) if split == "train" else (lengths, lengths) if isinstance(lengths, int) else lengths
+        low, length = (
+            self.check_lengths(lengths)
+            if split == "train"
+            else (lengths, lengths)
+            if isinstance(lengths, int)
+            else lengths
+        )
         if low != length:
             raise EpanError("All windows of a text are of one length", found=lengths)
         if not self.windows(split, length):

@@ -14,7 +14,15 @@ from typing import Any, final
 
 from ..errors import EpanError, not_installed, unknown_name
 
-__all__ = ["FILE_NAME", "BytesTokenizer", "HuggingFaceTokenizer", "Tokenizer", "check_spec", "load_tokenizer", "train_bpe"]
+__all__ = [
+    "FILE_NAME",
+    "BytesTokenizer",
+    "HuggingFaceTokenizer",
+    "Tokenizer",
+    "check_spec",
+    "load_tokenizer",
+    "train_bpe",
+]
 
 FILE_NAME = "tokenizer.json"
 DOCUMENT = "<|endoftext|>"
@@ -108,7 +116,9 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._inner = library.Tokenizer.from_str(content)
         except Exception as error:
-            raise EpanError(f"This is no tokenizer: {error}", found=name, allowed="the JSON of the tokenizers library") from None
+            raise EpanError(
+                f"This is no tokenizer: {error}", found=name, allowed="the JSON of the tokenizers library"
+            ) from None
         self.name = name
         # Padding and cutting are of batches of other programs.
         self._inner.no_padding()
@@ -172,8 +182,15 @@ def check_spec(spec: str) -> None:
     """EpanError unless ``spec`` is "bytes", "bpe", "bpe:size=N", "hf:NAME" or the path of a tokenizer that is there."""
     match = _BPE.fullmatch(spec)
     if match is not None and match[1] is not None and int(match[1]) < 257:
-        raise EpanError("The vocabulary of a BPE is too small", found=spec, allowed="size of at least 257: the bytes and one more")
-    if spec == "bytes" or match is not None or spec.removeprefix("hf:") not in ("", spec) or Path(spec).expanduser().exists():
+        raise EpanError(
+            "The vocabulary of a BPE is too small", found=spec, allowed="size of at least 257: the bytes and one more"
+        )
+    if (
+        spec == "bytes"
+        or match is not None
+        or spec.removeprefix("hf:") not in ("", spec)
+        or Path(spec).expanduser().exists()
+    ):
         return
     hints = {"byte": "the name is 'bytes'", "char": "use 'bytes'", "gpt2": "use 'hf:gpt2'"}
     raise unknown_name("tokenizer", spec, ["bytes", "bpe", "bpe:size=16384", "hf:NAME", "a path"], hints)
@@ -209,7 +226,9 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
         content = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise EpanError(f"The tokenizer cannot be read: {reason}", found=str(path), allowed=f"a file {FILE_NAME}") from None
+        raise EpanError(
+            f"The tokenizer cannot be read: {reason}", found=str(path), allowed=f"a file {FILE_NAME}"
+        ) from None
     return from_json(content, str(place))
 
 

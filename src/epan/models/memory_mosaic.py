@@ -170,9 +170,7 @@ class Block(nn.Module):
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + F.dropout(branch, self.dropout, self.training and self.dropout > 0)
 
-    def forward(
-        self, x: Tensor, return_stats: bool, documents: Documents | None
-    ) -> tuple[Tensor, dict[str, Stats]]:
+    def forward(self, x: Tensor, return_stats: bool, documents: Documents | None) -> tuple[Tensor, dict[str, Stats]]:
         found: dict[str, Stats | None] = {}
         normed = self.contextual_norm(x)
         for name, memory in self.contextual.items():

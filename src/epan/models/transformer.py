@@ -129,9 +129,7 @@ class Block(nn.Module):
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + F.dropout(branch, self.dropout, self.training and self.dropout > 0)
 
-    def forward(
-        self, x: Tensor, return_stats: bool, documents: Documents | None
-    ) -> tuple[Tensor, Stats | None]:
+    def forward(self, x: Tensor, return_stats: bool, documents: Documents | None) -> tuple[Tensor, Stats | None]:
         normed = self.attention_norm(x)
         found = self.attention(normed, is_causal=True, return_stats=return_stats, documents=documents)
         out, stats = with_stats(found)

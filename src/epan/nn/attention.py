@@ -241,7 +241,9 @@ class KernelAttention(nn.Module):
         With ``documents``, which are for causal attention of x over itself, each is a sequence of its own.
         """
         if documents is not None and (not is_causal or context is not None or attn_mask is not None):
-            raise EpanError("Documents are for causal attention over the sequence itself", fix="pass is_causal=True alone")
+            raise EpanError(
+                "Documents are for causal attention over the sequence itself", fix="pass is_causal=True alone"
+            )
         q, k, v = self._project(x, x if context is None else context, 0)
         if is_causal and context is not None:
             raise EpanError("is_causal has no meaning with a context", fix="pass attn_mask")
@@ -259,9 +261,7 @@ class KernelAttention(nn.Module):
         blank = self.query.weight.new_zeros(batch_size, self.kv_heads, 0, size, device=device, dtype=dtype)
         return AttentionCache(blank, blank, torch.zeros(batch_size, dtype=torch.int64, device=blank.device))
 
-    def step(
-        self, x: Tensor, cache: AttentionCache, begins: Tensor | None = None
-    ) -> tuple[Tensor, AttentionCache]:
+    def step(self, x: Tensor, cache: AttentionCache, begins: Tensor | None = None) -> tuple[Tensor, AttentionCache]:
         """Causal outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays.
 
         Where ``begins`` (B, t) is True a document begins, which reads nothing of those before it.
@@ -270,7 +270,5 @@ class KernelAttention(nn.Module):
         start = None if begins is None or not x.shape[1] else starts_after(begins, cache.start, first)
         q, k, v = self._project(x, x, first)
         k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
-        out, _ = self._attend(
-            x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False, start=start
-        )
+        out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False, start=start)
         return out, AttentionCache(k, v, cache.start if start is None else start[:, -1])

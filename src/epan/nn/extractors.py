@@ -41,9 +41,7 @@ class KeyExtractor(PerHead, nn.Module):
             if isinstance(module, nn.Linear):
                 init_linear(module)
 
-    def forward(
-        self, x: Tensor, state: Tensor | None = None, begins: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None = None, begins: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raw = split_heads(self.projection(x), self.heads)
         if isinstance(self.average, GatedLeakyAverage):
             averaged, rate = self.average.drive(raw, x)

@@ -218,9 +218,7 @@ class ContextualMemory(nn.Module):
         start = torch.zeros(batch_size, dtype=torch.int64, device=blank.device)
         return ContextualCache(blank, blank, blank, state, start)
 
-    def step(
-        self, x: Tensor, cache: ContextualCache, begins: Tensor | None = None
-    ) -> tuple[Tensor, ContextualCache]:
+    def step(self, x: Tensor, cache: ContextualCache, begins: Tensor | None = None) -> tuple[Tensor, ContextualCache]:
         """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays.
 
         Where ``begins`` (B, t) is True a document begins, which reads nothing of those before it.

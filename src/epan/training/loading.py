@@ -28,7 +28,17 @@ from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
 from epan.training.untrusted import no_larger_than, shown
 
-__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "find_task", "load", "model_facts"]
+__all__ = [
+    "autocast",
+    "best_length",
+    "build_model",
+    "build_task",
+    "evaluate_run",
+    "find_device",
+    "find_task",
+    "load",
+    "model_facts",
+]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -265,6 +275,10 @@ def other_text(config: RunConfig, run: Path, path: str) -> Text:
     """
     if config.task.name != Text.name:
         raise EpanError("Only a run that learnt from text can be tested on text", found=f"task {config.task.name}")
-    options = {key: config.task.options[key] for key in ("documents", "field") if key in config.task.options}
-    made = make("task", Text.name, Text, {**options, "path": path, "tokenizer": str(run / TOKENIZER), "split": "all"}, None)
+    options: dict[str, object] = {
+        key: config.task.options[key] for key in ("documents", "field") if key in config.task.options
+    }
+    made = make(
+        "task", Text.name, Text, {**options, "path": path, "tokenizer": str(run / TOKENIZER), "split": "all"}, None
+    )
     return made.for_training(config.lengths, config.batch)
