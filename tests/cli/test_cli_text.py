@@ -66,7 +66,10 @@ def test_a_test_on_another_text(run: tuple[Path, Any], epan: Any, tmp_path: Path
 def test_a_report_of_text(run: tuple[Path, Any], epan: Any, tmp_path: Path) -> None:
     made = epan("report", str(run[0]), "--out", str(tmp_path / "report"))
     assert made.returncode == 0, made.stderr
-    assert (tmp_path / "report" / "index.html").exists()
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "Loss at the training length (16), in nats a token" in page
+    assert "xact match" not in page.replace("exact_match", "")
+    assert (tmp_path / "report" / "figures" / "test-loss.png").exists()
 
 
 def test_keys_of_text(epan: Any) -> None:

@@ -28,7 +28,7 @@ def config(text: str, seed: int = 0, quick: bool = False) -> RunConfig:
         task=TaskConfig("text", {"path": text, "tokenizer": "bytes"}),
         model=ModelConfig("memory_mosaic", {"layers": 3, "heads": 4, "width": 128, "dropout": 0.0}),
         optimizer=OptimizerConfig(learning_rate=5e-3, final_learning_rate=2e-4, warmup=0.05),
-        evaluation=EvaluationConfig(lengths=(64, 256), sequences=64 if quick else 1000),
+        evaluation=EvaluationConfig(lengths=(64, 256), sequences=8 if quick else 1000),
         device="cpu",
         log_every=2 if quick else 20,
         checkpoint_every=None if quick else 100,
