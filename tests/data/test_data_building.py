@@ -46,7 +46,7 @@ def expected(books: Path, held_out: dict[str, str]) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tokens_are_those_of_the_text(books: Callable[..., Path], small_shards: int, workers: int) -> None:
-    folder = books(12, 200)
+    folder = books(12, 400)
     built = build(Request(str(folder), split="every:6"), workers=workers)
     wanted = expected(folder, {"book05.txt": "validation", "book11.txt": "test"})
     assert {split: tokens(built, split) for split in wanted} == wanted
