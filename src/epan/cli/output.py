@@ -100,7 +100,9 @@ def notes(
 
 
 def outcome(entry: Mapping[str, Any]) -> str:
-    """What counts of an eval record: ``exact match 98.4%``, or ``accuracy 93.4%, TVD 0.215``."""
+    """What counts of an eval record: ``exact match 98.4%``, ``accuracy 93.4%, TVD 0.215``, of text the loss."""
+    if "exact_match" not in entry:
+        return f"loss {number(entry.get('loss'), 4)}, {number(entry.get('bits_per_byte'), 4)} bits a byte"
     if entry.get("exact_match") is None and entry.get("accuracy") is not None:
         return f"accuracy {share(entry['accuracy'])}, TVD {number(entry.get('tvd'))}"
     return f"exact match {share(entry.get('exact_match'))}"
@@ -108,6 +110,9 @@ def outcome(entry: Mapping[str, Any]) -> str:
 
 def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
     """The eval records of one run as a table."""
+    if entries and "exact_match" not in entries[0]:
+        _text_table(entries)
+        return
     columns = [
         "length",
         "exact match",
@@ -148,6 +153,22 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
         }
         rows.append([cells[column] for column in columns])
     print_table(columns, rows)
+
+
+def _text_table(entries: Sequence[Mapping[str, Any]]) -> None:
+    """The eval records of a run that learnt from text."""
+    cells = {
+        "length": lambda entry: f"{entry.get('length', '-')}",
+        "nats/token": lambda entry: number(entry.get("loss"), 4),
+        "nats/byte": lambda entry: number(entry.get("loss_per_byte"), 4),
+        "bits/byte": lambda entry: number(entry.get("bits_per_byte"), 4),
+        "perplexity": lambda entry: number(entry.get("perplexity"), 4),
+        "keys/query": lambda entry: number(entry.get("support_size")),
+        "density": lambda entry: share(entry.get("density")),
+        "tokens": lambda entry: f"{entry.get('tokens', 0):,}",
+        "text": lambda entry: str(entry.get("split", "-")),
+    }
+    print_table([*cells], [[cell(entry) for cell in cells.values()] for entry in entries])
 
 
 def lengths(values: Sequence[str], option: str, example: str = "64,128,256") -> tuple[int, ...]:

@@ -22,11 +22,16 @@ def for_run(config: RunConfig) -> LineProgress | BarProgress:
 
 def header(config: RunConfig, info: StartInfo) -> list[str]:
     """The first lines of a run: what is trained, how large it is, where it runs, on which data, where it is kept."""
-    from epan import tasks
+    from epan.data.text import Text
+    from epan.training.loading import build_task
 
-    task = tasks.get(config.task.name, **config.task.options)
+    task = build_task(config)
     low, high = config.lengths or task.train_lengths
     data = f"{config.task.name}, lengths {low}" + (f" to {high}" if high > low else "")
+    if isinstance(task, Text):
+        corpus = task.corpus
+        share = config.batch * config.steps / task.windows("train", task.context)
+        data = f"{corpus.count('train'):,} tokens ({corpus.tokenizer.name}), hash {corpus.hash[:12]}, context {high}, {share:.3g} epochs"
     threads = f", {info.threads} thread{'s' if info.threads != 1 else ''}" if info.device == "cpu" else ""
     start = f", resumed from step {info.step:,}" if info.step else ""
     return [

@@ -116,7 +116,12 @@ def _setting_sections(setting: Setting, stem: str, suffix: str, folder: Path) ->
     def drawn(*pictures: Picture | None) -> tuple[Picture, ...]:
         return tuple(picture for picture in pictures if picture is not None)
 
-    lengths = drawn(figures_lengths.heat_map(setting, stem, folder), figures_lengths.accuracy(setting, stem, folder))
+    if setting.is_scored_by_loss:
+        lengths = drawn(figures_lengths.loss(setting, stem, folder))
+    else:
+        lengths = drawn(
+            figures_lengths.heat_map(setting, stem, folder), figures_lengths.accuracy(setting, stem, folder)
+        )
     sparsity = drawn(
         figures_lengths.support(setting, stem, folder),
         figures_lengths.density(setting, stem, folder),

@@ -172,6 +172,12 @@ def _curves(
     return finish(figure, f"{stem}{name}", title, caption, f"{title}: " + "; ".join(said), folder)
 
 
+def loss(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Loss against length, of what has no exact match."""
+    caption = "Mean loss of a token of the held-out text, in nats; lower is better. The band spans the seeds."
+    return _curves(setting, stem, folder, "loss", "test-loss", "Loss against length", "nats a token", caption, False)
+
+
 def support(setting: Setting, stem: str, folder: Path) -> Picture | None:
     """Mean number of keys with weight per query."""
     caption = "Mean number of keys that get weight, per query, at evaluation; the band spans the seeds."

@@ -30,10 +30,21 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _losses(setting: Setting, length: int) -> list[str]:
+    """The loss of each method at the training length."""
+    values = [(method.name, value) for method in setting.methods if (value := method.at(length, "loss"))]
+    told = listing([f"{name} {value.mean:.4g}" for name, value in sorted(values, key=lambda item: item[1].mean)])
+    return (
+        [f"Loss at the training length ({compact(length)}), in nats a token, lower is better: {told}."] if told else []
+    )
+
+
 def _learnt(setting: Setting) -> list[str]:
     """Whether the task was learnt where it was trained: beyond that, numbers of a model that did not say little."""
     if not setting.reference or not setting.reference_known:
         return []
+    if setting.is_scored_by_loss:
+        return _losses(setting, setting.reference)
     if setting.measure is not EXACT:
         return _reached(setting, setting.reference)
     values = [(method, method.at(setting.reference, "exact_match")) for method in setting.methods]

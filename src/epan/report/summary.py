@@ -147,6 +147,12 @@ class Setting:
     def runs(self) -> list[Record]:
         return [run for method in self.methods for run in method.runs]
 
+    @property
+    def is_scored_by_loss(self) -> bool:
+        """Whether no test has an exact match or an accuracy, as those of text, so that the loss tells how good a method is."""
+        values = [(self.at(m, n), m.at(n, "loss")) for m in self.methods for n in m.lengths()]
+        return all(exact is None for exact, _ in values) and any(loss is not None for _, loss in values)
+
     def overlap(self, length: int) -> float | None:
         """Expected share of the test sequences of ``length`` that some run met in training; None where not recorded."""
         shares = [number(line.get("overlap")) for method in self.methods for line in method.evals(length)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from html import escape
 
 from epan._text import percent
@@ -45,12 +46,22 @@ def chip(look: Look) -> str:
     )
 
 
-def _cell(value: Spread | None) -> str:
+def score_name(setting: Setting) -> str:
+    """What the headline table has of each length."""
+    return "loss in nats a token" if setting.is_scored_by_loss else f"{setting.measure.name} in %"
+
+
+def _score(setting: Setting) -> tuple[str, Callable[[float], str]]:
+    """Field of the score, and how it is written."""
+    return ("loss", lambda value: f"{value:.4g}") if setting.is_scored_by_loss else (setting.measure.field, percent)
+
+
+def _cell(value: Spread | None, plain: Callable[[float], str]) -> str:
     if value is None:
         return '<td class="num none">–</td>'
-    low, high = escape(percent(value.low)), escape(percent(value.high))
+    low, high = escape(plain(value.low)), escape(plain(value.high))
     span = f'<span class="range">{low}–{high}</span>' if value.count > 1 and low != high else ""
-    return f'<td class="num">{escape(percent(value.mean))}{span}</td>'
+    return f'<td class="num">{escape(plain(value.mean))}{span}</td>'
 
 
 def _status(method: Method) -> str:
@@ -60,9 +71,11 @@ def _status(method: Method) -> str:
 
 
 def headline_html(setting: Setting) -> str:
-    """Method × length: what counts in %, mean with the range over seeds; size, support and speed."""
+    """Method × length: what counts, mean with the range over seeds; size, support and speed."""
     lengths, place = chosen(setting), _support_length(setting)
-    best = {n: max((v.mean for m in setting.methods if (v := setting.at(m, n))), default=None) for n in lengths}
+    field, plain = _score(setting)
+    better = min if field == "loss" else max
+    best = {n: better((v.mean for m in setting.methods if (v := m.at(n, field))), default=None) for n in lengths}
     head = ['<th scope="col">method</th>']
     for length in lengths:
         times = f"<small>{setting.times(length)}</small>" if setting.reference else ""
@@ -83,8 +96,8 @@ def headline_html(setting: Setting) -> str:
         )
         cells = [f'<th scope="row"><div class="method">{label}</div></th>']
         for length in lengths:
-            value = setting.at(method, length)
-            text = _cell(value)
+            value = method.at(length, field)
+            text = _cell(value, plain)
             top = best[length]
             if value is not None and top and value.mean == top and len(setting.methods) > 1:
                 text = text.replace('class="num"', 'class="num best"', 1)
@@ -109,6 +122,7 @@ def headline_html(setting: Setting) -> str:
 def headline(setting: Setting) -> tuple[list[str], list[list[str]]]:
     """The headline table as plain text: column names and rows."""
     lengths, place = chosen(setting), _support_length(setting)
+    field, plain = _score(setting)
     columns = ["method", *(f"{compact(n)} ({setting.times(n)})" if setting.reference else compact(n) for n in lengths)]
     distance = _distance_length(setting)
     columns += [f"TVD at {compact(distance)}"] if distance is not None else []
@@ -117,7 +131,7 @@ def headline(setting: Setting) -> tuple[list[str], list[list[str]]]:
     columns += ["parameters", "steps/s", "seeds"]
     rows = []
     for method in setting.methods:
-        row = [method.name, *(_plain(setting.at(method, n)) for n in lengths)]
+        row = [method.name, *(_plain(method.at(n, field), plain) for n in lengths)]
         if distance is not None:
             far = method.at(distance, "tvd")
             row.append(f"{far.mean:.3g}" if far else "–")
@@ -135,18 +149,18 @@ def headline_markdown(summary: Summary) -> str:
     parts = []
     for setting in summary.settings:
         columns, rows = headline(setting)
-        lines = [f"### {setting.title}: {setting.measure.name} in %", "", f"| {' | '.join(columns)} |"]
+        lines = [f"### {setting.title}: {score_name(setting)}", "", f"| {' | '.join(columns)} |"]
         lines.append("|---" + "|---:" * (len(columns) - 1) + "|")
         lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(value: Spread | None) -> str:
+def _plain(value: Spread | None, plain: Callable[[float], str]) -> str:
     if value is None:
         return "–"
-    low, high = percent(value.low), percent(value.high)
-    return f"{percent(value.mean)} ({low}–{high})" if value.count > 1 and low != high else percent(value.mean)
+    low, high = plain(value.low), plain(value.high)
+    return f"{plain(value.mean)} ({low}–{high})" if value.count > 1 and low != high else plain(value.mean)
 
 
 _COLUMNS = ("exact_match", "accuracy", "tvd", "kl", "token_accuracy", "loss", "support_size", "density", "empty_rows")

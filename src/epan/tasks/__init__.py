@@ -49,7 +49,8 @@ _CATALOGUE = {
     "regbench": "regbench:RegBench",
 }
 
-_HINTS = {
+#: What is meant by names that are in use elsewhere.
+HINTS = {
     "recall": "use 'mqar' (one-token words, as in Zoology) or 'mqmtar' (two-token words)",
     "associative-recall": "use 'mqar' (one-token words, as in Zoology) or 'mqmtar' (two-token words)",
     "count": "did you mean 'local-count'?",
@@ -105,7 +106,7 @@ def get(name: str | Sequences | Mapping[str, Any], **options: Any) -> Sequences:
     if not isinstance(name, str):
         raise EpanError("A task is a name, an epan.tasks.Task or its config", found=name, allowed=_CATALOGUE)
     if name not in _CATALOGUE:
-        raise unknown_name("task", name, _CATALOGUE, _HINTS)
+        raise unknown_name("task", name, _CATALOGUE, HINTS)
     module, _, attribute = _CATALOGUE[name].partition(":")
     factory = getattr(importlib.import_module(f".{module}", __name__), attribute)
     fields = [field.name for field in dataclasses.fields(factory) if field.init]

@@ -94,6 +94,7 @@ class Sequences(ABC):
     test_lengths: nominal lengths at which length generalisation is measured.
     shortest: the least nominal length that makes a sequence.
     measures: what a test tells besides losses and support, the one that counts first.
+    tested_split: the split on which a run is tested while it trains.
     """
 
     name: ClassVar[str]
@@ -101,6 +102,7 @@ class Sequences(ABC):
     train_lengths: ClassVar[tuple[int, int]] = (32, 64)
     test_lengths: ClassVar[tuple[int, ...]] = (64, 128, 256, 512)
     measures: ClassVar[tuple[str, ...]] = ("exact_match", "token_accuracy")
+    tested_split: ClassVar[str] = "test"
 
     @property
     def shortest(self) -> int:
@@ -115,6 +117,16 @@ class Sequences(ABC):
     @abstractmethod
     def vocab_size(self) -> int:
         """One more than the largest token."""
+
+    @property
+    def document_token(self) -> int | None:
+        """The token that begins a document, where a model must read nothing across it; else None."""
+        return None
+
+    @property
+    def data_hash(self) -> str | None:
+        """SHA-256 of data that the options alone do not decide, such as files; None where they do."""
+        return None
 
     @abstractmethod
     def sample(

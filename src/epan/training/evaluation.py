@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from epan import tasks
+from epan.data.text import Text
 from epan.errors import EpanError
 from epan.metrics import (
     DivergenceMeter,
@@ -22,12 +23,14 @@ from epan.metrics import (
 )
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
+from epan.nn import Documents
 from epan.tasks import Batch, Sequences, Task, Truth
 from epan.training.config import RunConfig
 from epan.training.decoding import greedy_exact_match
 from epan.training.environment import device_name
 from epan.training.progress import EvaluationInfo, Progress
 from epan.training.stream import trim
+from epan.training.text_evaluation import TextMeter
 
 __all__ = ["GREEDY_LIMIT", "add_support", "evaluate", "lengths_to_test"]
 
@@ -50,6 +53,8 @@ def lengths_to_test(task: Sequences, given: Sequence[int] | None = None) -> tupl
     if given:
         for length in given:
             task.check_lengths(length)
+            if isinstance(task, Text) and not task.windows(task.tested_split, length):
+                raise task.too_short(task.tested_split, length)
         return tuple(given)
     longest = math.inf if task.longest is None else task.longest
     fitting = tuple(length for length in task.test_lengths if task.shortest <= length <= longest)
@@ -96,6 +101,11 @@ def evaluate(
         data are few; None where neither is known.
     seed, split, precision, device: what was tested, and in which arithmetic.
 
+    Of text there are ``loss_per_byte``, ``bits_per_byte``, ``perplexity``, ``tokens``, ``bytes`` and ``loss_by_position``, a
+    list of [first position, last position, loss], in place of exact match and overlap; ``sequences`` are
+    windows of the training context, and longer ones are fewer, so that all lengths see the same text
+    (:meth:`epan.data.Text.test_windows`); ``asked`` is how many were asked for.
+
     The test sequences are a function of (task, seed, length) alone: ``sequences=100`` tests the first 100 of
     ``sequences=1000``, and ``batch_tokens`` (most tokens of one forward pass) changes nothing but memory. Numbers
     follow the device and the autocast of the caller. The model is left in the mode it came in. ``should_stop`` is
@@ -126,16 +136,25 @@ def evaluate(
     facts = {"seed": seed, "split": split, "precision": _precision(model), "device": device_name(_device(model))}
     try:
         for length in lengths:
-            meter = _LengthMeter(model, stats, decodes)
-            for batch, truth in _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model)):
+            meter: _LengthMeter | TextMeter
+            if isinstance(task, Text):
+                meter = TextMeter(model, task, split, length, stats)
+                starts = task.test_windows(split, length, sequences)
+                count, batches = len(starts), _windows(task, starts, length, batch_tokens, split, _device(model))
+            else:
+                meter, count = _LengthMeter(model, stats, decoding, decodes), sequences
+                batches = _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model))
+            for batch, truth in batches:
                 if should_stop is not None and should_stop():
                     return results
-                short = decodes and batch.tokens.shape[1] <= GREEDY_LIMIT
-                meter.add(batch, decoding == "greedy" or (decoding == "auto" and short), truth)
-                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, sequences))
+                meter.add(batch, truth)
+                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, count))
             results.append({"kind": "eval", "step": step, "length": length, **meter.result(), **facts})
-            results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
-            progress.on_evaluation(EvaluationInfo(step, length, sequences, sequences, results[-1]))
+            if isinstance(task, Text):
+                results[-1]["asked"] = sequences
+            else:
+                results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
+            progress.on_evaluation(EvaluationInfo(step, length, count, count, results[-1]))
     finally:
         model.train(training)
     return results
@@ -150,9 +169,18 @@ def add_support(
     # A sequence ends with its last token with loss; that token is predicted and asks nothing itself.
     ends = length - 1 - batch.loss_mask.flip(1).int().argmax(dim=1)
     valid = torch.arange(length - 1, device=ends.device) < ends[:, None]
+    position = _position(model, batch.tokens[:, :-1])
     for name, row_stats in stats.items():
-        meter.add(name, row_stats, valid, _allowed(model, name, length - 1, ends.device))
+        allowed = _allowed(model, name, length - 1, ends.device)
+        meter.add(name, row_stats, valid, allowed if position is None else allowed[position])
     return meter
+
+
+def _position(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Place of each token in its document; None for a model that knows no documents."""
+    token = getattr(model.config, "document_token", None)
+    documents = Documents.of(tokens, token)
+    return None if documents is None else documents.position
 
 
 def _allowed(model: LanguageModel, name: str, length: int, device: torch.device) -> torch.Tensor:
@@ -224,11 +252,18 @@ def _test_batches(
         yield batch, truth
 
 
+def _windows(
+    task: Text, starts: torch.Tensor, length: int, batch_tokens: int, split: str, device: torch.device
+) -> Iterator[tuple[Batch, Truth | None]]:
+    for some in starts.split(max(1, batch_tokens // length)):
+        yield task.batch_at(some, length, split, device), None
+
+
 class _LengthMeter:
     """Sums over the batches of one length."""
 
-    def __init__(self, model: LanguageModel, stats: bool, decodes: bool) -> None:
-        self.model, self.stats, self.decodes = model, stats, decodes
+    def __init__(self, model: LanguageModel, stats: bool, decoding: str, decodes: bool) -> None:
+        self.model, self.stats, self.decoding, self.decodes = model, stats, decoding, decodes
         self.support = SupportMeter()
         self.divergence: DivergenceMeter | None = None
         self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
@@ -236,8 +271,10 @@ class _LengthMeter:
         self.greedy = False
 
     @torch.no_grad()
-    def add(self, batch: Batch, greedy: bool, truth: Truth | None) -> None:
+    def add(self, batch: Batch, truth: Truth | None) -> None:
         tokens, inputs = batch.tokens, batch.tokens[:, :-1]
+        short = self.decodes and tokens.shape[1] <= GREEDY_LIMIT
+        greedy = self.decoding == "greedy" or (self.decoding == "auto" and short)
         if self.stats:
             logits, stats = self.model(inputs, return_stats=True)
             add_support(self.model, stats, batch, self.support)
