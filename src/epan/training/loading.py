@@ -87,6 +87,7 @@ def best_length(config: RunConfig, task: Sequences) -> int:
             f"A test of the task {task.name!r} does not tell what makes a checkpoint the best",
             found=f"best_by={config.best_by}",
             allowed=[name for name in ("exact_match", "token_accuracy", "loss") if name in measured],
+            fix="set best_by=loss",
         )
     tested = lengths_to_test(task, config.evaluation.lengths)
     if config.best_length is not None and config.best_length not in tested:
