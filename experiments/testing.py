@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from collecting import folders_below
 from epan._lines import Entry
@@ -61,6 +62,10 @@ class Selection:
     device: str = "auto"
 
 
+def _drawn(result: Mapping[str, Any]) -> str:
+    return f"accuracy {result['accuracy']:.1%}, TVD {result['tvd']:.3f}"
+
+
 def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
     """Test what is missing and write it into the records. Returns 0, or 75 if time ran out and something is left.
 
@@ -89,8 +94,8 @@ def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
                 folder, [length], sequences=study.sequences(length), split=split, device=chosen.device
             )[0]
             took = time.monotonic() - start
-            exact = f"{result['exact_match']:.1%}"
-            print(f"{configs[folder].label}  {split} {length}: {exact} exact  ({took:.1f} s)", flush=True)
+            found = f"{result['exact_match']:.1%} exact" if result["exact_match"] is not None else _drawn(result)
+            print(f"{configs[folder].label}  {split} {length}: {found}  ({took:.1f} s)", flush=True)
     if left:
         print(f"The time is over; {left} tests are left. The same command goes on.")
     return 75 if left else 0

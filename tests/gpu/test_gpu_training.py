@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from epan.training import ModelConfig, RunConfig, RunResult, train, train_together
+from epan.training import EvaluationConfig, ModelConfig, RunConfig, RunResult, TaskConfig, train, train_together
 from epan.training.checkpoint import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -78,3 +78,25 @@ def test_a_number_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     record = (tmp_path / "run" / "record.jsonl").read_text()
     assert '"skipped"' in record
     assert '"failed"' in record
+
+
+@pytest.mark.parametrize("documents", ["joined", "separate"])
+@pytest.mark.parametrize("kernel", ["gaussian", "biweight"])
+def test_text_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: str, kernel: str) -> None:
+    """Windows cut on the device, and documents whose number nothing waits for: what plain steps learn."""
+    monkeypatch.setenv("EPAN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02d}.txt").write_text("ship sea whale " * (5 + 3 * number))
+    losses = []
+    for graph in (True, False):
+        made = config(dropout=0.0, cuda_graph=graph, steps=12, lengths=(64, 64), log_every=4)
+        made = dataclasses.replace(
+            made,
+            task=TaskConfig("text", {"path": str(folder), "documents": documents}),
+            model=dataclasses.replace(made.model, kernel=kernel),
+            evaluation=EvaluationConfig(lengths=(16,), sequences=4),
+        )
+        losses.append(train(made, tmp_path / str(graph)).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

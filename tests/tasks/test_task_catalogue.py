@@ -15,12 +15,12 @@ from epan.errors import EpanError
 from epan.tasks.flip_flop import FlipFlop
 from epan.tasks.reverse import Reverse
 
-NINE = ("reverse", "sort", "copy", "mqmtar", "mqar", "parity", "flip-flop", "local-count", "n-back")
+TEN = ("reverse", "sort", "copy", "mqmtar", "mqar", "parity", "flip-flop", "local-count", "n-back", "regbench")
 
 
 def test_the_catalogue() -> None:
-    assert tasks.names() == NINE
-    for name in NINE:
+    assert tasks.names() == TEN
+    for name in TEN:
         task = tasks.get(name)
         assert task.name == name
         assert tasks.get(task) is task
@@ -65,6 +65,16 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: tasks.get("parity", running=1), r"'running'.*True or False"),
     (lambda: tasks.get("flip-flop", write=0), r"'write'.*above 0"),
     (lambda: tasks.get("flip-flop", read=float("nan")), r"'read'.*no probability"),
+    (lambda: tasks.get("icll"), r"did you mean 'regbench'"),
+    (lambda: tasks.get("regbench", automata=0), r"'automata' of the task 'regbench'.*at least 1"),
+    (lambda: tasks.get("regbench", data_seed="x"), r"'data_seed' of the task 'regbench' is no integer"),
+    (lambda: tasks.get("regbench", batch=4), r"Allowed: automata, data_seed"),
+    (lambda: tasks.get("regbench", automata=1).sample(0, 0, 4, 0), r"'regbench' cannot have the length 0"),
+    (lambda: tasks.get("regbench", automata=1).sample(0, 0, 0, 1), r"batch is out of range"),
+    (lambda: tasks.get("regbench", automata=1).sample(0, 0, 4, 1, split="tset"), r"did you mean 'test'"),
+    (lambda: tasks.get("regbench").automaton(500, "test"), r"test split has no such automaton.*0 to 499"),
+    (lambda: tasks.get("regbench").automaton(0, "trian"), r"did you mean 'train'"),
+    (lambda: tasks.get("regbench").decode([20]), r"No token of the task 'regbench'.*0 to 19"),
     (lambda: tasks.get("flip-flop", write=0.8, read=0.3), r"write \+ read.*exceeds 1"),
     (lambda: REVERSE.sample(0, 0, 4, 0), r"cannot have the length 0.*ask for a length of at least 1"),
     (lambda: REVERSE.sample(0, 0, 4, -3), r"cannot have the length -3"),

@@ -42,9 +42,12 @@ class Swap(Task):
         return 2
 
 
+# RegBench has no prompts; its own tests say what it holds.
+NAMES = [name for name in tasks.names() if isinstance(tasks.get(name), Task)]
+
 # Every task with its defaults, and with options that reach its corners.
 CASES: list[Task] = [
-    *(tasks.get(name) for name in tasks.names()),
+    *(tasks.get(name) for name in NAMES),
     tasks.get("reverse", symbols=2),
     tasks.get("mqmtar", letters=3, words=9, queries=1),
     tasks.get("mqmtar", letters=16, words=40, queries=7, vocabulary_seed=5),
@@ -133,7 +136,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_loss_and_score_cover_what_the_definition_says(name: str) -> None:
     task = tasks.get(name)
     length = 5 if name == "mqar" else 40
@@ -177,7 +180,7 @@ def test_same_bits_on_a_gpu(task: Task) -> None:
         assert equal(task.sample(3, 4, 16, lengths), Batch(*(part.cpu() for part in there)))
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_seed_step_and_split_all_make_different_data(name: str) -> None:
     task = tasks.get(name)
     length = 32 if name == "mqar" else 64
@@ -193,7 +196,7 @@ def test_seed_step_and_split_all_make_different_data(name: str) -> None:
     assert set(seen.values()) == {1}
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_lengths_are_uniform(name: str) -> None:
     task = tasks.get(name)
     low, high = task.train_lengths
@@ -218,7 +221,7 @@ def test_a_pickled_task_makes_the_same_data(task: Task) -> None:
     assert equal(again.sample(0, 0, 4, task.shortest), task.sample(0, 0, 4, task.shortest))
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_published_lengths_can_be_sampled(name: str) -> None:
     task = tasks.get(name)
     assert task.train_lengths == ((2, 8) if name == "mqar" else (32, 64))
@@ -235,7 +238,7 @@ def test_test_lengths_of_the_published_tables() -> None:
     assert tasks.get("mqmtar").test_lengths[-1] == 65_536
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_docstring_shows_real_data(name: str) -> None:
     module = importlib.import_module(type(tasks.get(name)).__module__)
     result = doctest.testmod(module)

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from epan.cli.bars import Bars, short_names
-from epan.cli.output import is_terminal, notes, share
+from epan.cli.output import is_terminal, notes, number, outcome, share
 from epan.training import RunState, SweepProgress, SweepResult
 
 __all__ = ["SweepBars", "SweepLines", "SweepOptions", "show_sweep", "sweep"]
@@ -138,8 +138,15 @@ def _status(state: RunState) -> str:
 
 
 def _tested(state: RunState) -> str:
-    found = [f"{share(entry.get('exact_match'))} at {entry.get('length')}" for entry in state.summary.evaluations]
-    return f"exact match {', '.join(found)}" if found else ""
+    tests = state.summary.evaluations
+    if not tests:
+        return ""
+    if any(test.get("accuracy") is not None for test in tests):
+        return ", ".join(f"{outcome(test)} at {test.get('length')}" for test in tests)
+    exact = "exact_match" in tests[0]
+    told = [share(test.get("exact_match")) if exact else number(test.get("loss"), 4) for test in tests]
+    listed = ", ".join(f"{value} at {test.get('length')}" for value, test in zip(told, tests, strict=True))
+    return f"{'exact match' if exact else 'loss'} {listed}"
 
 
 class SweepLines(SweepProgress):

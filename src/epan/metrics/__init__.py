@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from epan.metrics.accuracy import count_right, exact_match
+from epan.metrics.distributions import Divergence, DivergenceMeter, divergence
 from epan.metrics.intervals import wilson_interval
 from epan.metrics.loss import next_token_loss
 from epan.metrics.support import SupportMeter, allowed_keys, empty_rows
 
 __all__ = [
+    "Divergence",
+    "DivergenceMeter",
     "SupportMeter",
     "allowed_keys",
     "count_right",
+    "divergence",
     "empty_rows",
     "exact_match",
     "next_token_loss",

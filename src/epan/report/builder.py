@@ -11,7 +11,7 @@ import matplotlib
 
 from epan._version import __version__
 from epan.errors import EpanError
-from epan.report import figures_kernels, figures_lengths, figures_training
+from epan.report import figures_kernels, figures_lengths, figures_positions, figures_training
 from epan.report.caveats import missing
 from epan.report.draw import RC, Picture
 from epan.report.live import SIGNAL, Live, signal
@@ -116,7 +116,12 @@ def _setting_sections(setting: Setting, stem: str, suffix: str, folder: Path) ->
     def drawn(*pictures: Picture | None) -> tuple[Picture, ...]:
         return tuple(picture for picture in pictures if picture is not None)
 
-    lengths = drawn(figures_lengths.heat_map(setting, stem, folder), figures_lengths.accuracy(setting, stem, folder))
+    if setting.is_scored_by_loss:
+        lengths = drawn(figures_lengths.loss(setting, stem, folder))
+    else:
+        lengths = drawn(
+            figures_lengths.heat_map(setting, stem, folder), figures_lengths.accuracy(setting, stem, folder)
+        )
     sparsity = drawn(
         figures_lengths.support(setting, stem, folder),
         figures_lengths.density(setting, stem, folder),
@@ -125,6 +130,7 @@ def _setting_sections(setting: Setting, stem: str, suffix: str, folder: Path) ->
     training = drawn(
         figures_training.loss(setting, stem, folder), figures_training.training_support(setting, stem, folder)
     )
+    context = drawn(figures_positions.distance(setting, stem, folder))
     memories = tuple(figures_training.bandwidths(setting, stem, folder))
     return [
         Section(
@@ -133,6 +139,7 @@ def _setting_sections(setting: Setting, stem: str, suffix: str, folder: Path) ->
             lengths,
             "" if lengths else "No evaluation has been recorded.",
         ),
+        *([Section(f"Learning in context{suffix}", f"{stem}context", context)] if context else []),
         Section(
             f"Sparsity{suffix}", f"{stem}sparsity", sparsity, "" if sparsity else "No support sizes have been recorded."
         ),

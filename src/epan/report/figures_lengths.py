@@ -22,7 +22,7 @@ from epan.report.draw import (
     wrapped,
 )
 from epan.report.look import HEAT, INK
-from epan.report.summary import Setting
+from epan.report.summary import EXACT, Setting
 
 __all__ = ["accuracy", "density", "empty_rows", "heat_map", "support"]
 
@@ -42,7 +42,7 @@ def _labels(setting: Setting) -> list[str]:
 
 
 def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
-    """Exact match, methods × test length / training length; the range over seeds stands in the cell."""
+    """What counts, methods × test length / training length; the range over seeds stands in the cell."""
     lengths, methods = setting.lengths, [method for method in setting.methods if method.lengths()]
     if not lengths or not methods:
         return None
@@ -55,7 +55,7 @@ def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
     for row, method in enumerate(methods):
         top, middle = tops[row], tops[row] + heights[row] / 2
         for column, length in enumerate(lengths):
-            value = method.at(length, "exact_match")
+            value = setting.at(method, length)
             if value is None:
                 axes.text(column + 0.5, middle, "–", ha="center", va="center", color=INK["muted"][0])
                 continue
@@ -91,9 +91,7 @@ def heat_map(setting: Setting, stem: str, folder: Path) -> Picture | None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_xlabel(_length_label(setting))
-    caption = (
-        "Share of test sequences whose whole target is right: mean over seeds, below it the lowest and highest seed."
-    )
+    caption = f"Share of {setting.measure.share}: mean over seeds, below it the lowest and highest seed."
     return finish(figure, f"{stem}heat-map", "Length generalisation", caption, _alt(setting), folder, wide=width > WIDE)
 
 
@@ -106,19 +104,23 @@ def _length_label(setting: Setting) -> str:
 def _alt(setting: Setting) -> str:
     rows = []
     for method in setting.methods:
-        values = [(length, method.at(length, "exact_match")) for length in method.lengths()]
+        values = [(length, setting.at(method, length)) for length in method.lengths()]
         rows.append(f"{method.name}: " + ", ".join(f"{percent(v.mean)}% at {length}" for length, v in values if v))
-    return "Exact match by length. " + "; ".join(rows)
+    return f"{_title(setting)} by length. " + "; ".join(rows)
+
+
+def _title(setting: Setting) -> str:
+    return setting.measure.name.capitalize()
 
 
 def accuracy(setting: Setting, stem: str, folder: Path) -> Picture | None:
-    """Exact match against length with the interval of each point."""
+    """What counts, against length, with the interval of each point."""
     methods = [method for method in setting.methods if method.lengths()]
     if not methods:
         return None
     figure, axes = panel()
     for index, method in enumerate(methods):
-        points = [(length, method.at(length, "exact_match"), method.interval(length)) for length in method.lengths()]
+        points = [(n, setting.at(method, n), setting.interval(method, n)) for n in method.lengths()]
         kept = [(length, value, interval) for length, value, interval in points if value and interval]
         places = [length * _dodge(index, len(methods)) for length, _, _ in kept]
         axes.plot(places, [value.mean for _, value, _ in kept], label=method.name, **line_style(method.look))
@@ -133,13 +135,16 @@ def accuracy(setting: Setting, stem: str, folder: Path) -> Picture | None:
     percent_axis(axes)
     length_axis(axes, setting.lengths, _labels(setting))
     axes.set_xlabel("test length")
-    axes.set_ylabel("exact match")
+    axes.set_ylabel(setting.measure.name)
     legend(axes)
+    spans = "the seeds"
+    if setting.measure is EXACT:
+        spans += " and the 95% binomial interval of the test sequences, whichever reaches further"
     caption = (
-        "The same numbers as curves. A bar spans the seeds and the 95% binomial interval of the test sequences, "
-        "whichever reaches further; points are set side by side so that equal ones stay visible."
+        f"The same numbers as curves. A bar spans {spans}; points are set side by side so that equal ones stay visible."
     )
-    return finish(figure, f"{stem}exact-match", "Exact match against length", caption, _alt(setting), folder)
+    name, title = setting.measure.name.replace(" ", "-"), f"{_title(setting)} against length"
+    return finish(figure, f"{stem}{name}", title, caption, _alt(setting), folder)
 
 
 def _curves(
@@ -165,6 +170,12 @@ def _curves(
     axes.set_ylabel(ylabel)
     legend(axes)
     return finish(figure, f"{stem}{name}", title, caption, f"{title}: " + "; ".join(said), folder)
+
+
+def loss(setting: Setting, stem: str, folder: Path) -> Picture | None:
+    """Loss against length, of what has no exact match."""
+    caption = "Mean loss of a token of the held-out text, in nats; lower is better. The band spans the seeds."
+    return _curves(setting, stem, folder, "loss", "test-loss", "Loss against length", "nats a token", caption, False)
 
 
 def support(setting: Setting, stem: str, folder: Path) -> Picture | None:

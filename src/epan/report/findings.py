@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from epan._text import listing, percent
 from epan.report.caveats import caveats
 from epan.report.draw import compact
-from epan.report.summary import Method, Setting
+from epan.report.summary import EXACT, Method, Setting
 
 __all__ = ["OVERLAP", "remarks"]
 
@@ -30,10 +30,23 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _losses(setting: Setting, length: int) -> list[str]:
+    """The loss of each method at the training length."""
+    values = [(method.name, value) for method in setting.methods if (value := method.at(length, "loss"))]
+    told = listing([f"{name} {value.mean:.4g}" for name, value in sorted(values, key=lambda item: item[1].mean)])
+    return (
+        [f"Loss at the training length ({compact(length)}), in nats a token, lower is better: {told}."] if told else []
+    )
+
+
 def _learnt(setting: Setting) -> list[str]:
     """Whether the task was learnt where it was trained: beyond that, numbers of a model that did not say little."""
     if not setting.reference or not setting.reference_known:
         return []
+    if setting.is_scored_by_loss:
+        return _losses(setting, setting.reference)
+    if setting.measure is not EXACT:
+        return _reached(setting, setting.reference)
     values = [(method, method.at(setting.reference, "exact_match")) for method in setting.methods]
     known = [(method, value) for method, value in values if value is not None]
     where = compact(setting.reference)
@@ -59,6 +72,24 @@ def _learnt(setting: Setting) -> list[str]:
         share = _range([value.low for _, value in known] + [value.high for _, value in known])
         said.append(f"At the training length ({where}) {subject} {solves} {share} of the sequences.")
     return said + _untested(setting, compared)
+
+
+def _reached(setting: Setting, length: int) -> list[str]:
+    """The accuracy at the training length; there is no level from which a language counts as learnt."""
+    values = [value for method in setting.methods if (value := setting.at(method, length)) is not None]
+    if not values:
+        return [f"No run was evaluated at the training length ({compact(length)})."]
+    who = f"all {_methods(setting, len(values))}" if len(values) > 1 else "the method"
+    every = "every seed of " if any(value.count > 1 for value in values) else ""
+    share = _range([value.low for value in values] + [value.high for value in values])
+    have = "have" if len(values) > 1 and not every else "has"
+    said = f"At the training length ({compact(length)}) {every}{who} {have} an accuracy of {share}"
+    far = [value for method in setting.methods if (value := method.at(length, "tvd")) is not None]
+    if far:
+        low, high = min(value.low for value in far), max(value.high for value in far)
+        span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        said += f" and a total variation distance of {span} from the exact distribution of the next token"
+    return [f"{said}."]
 
 
 def _untested(setting: Setting, compared: bool) -> list[str]:
@@ -90,7 +121,7 @@ def _methods(setting: Setting, count: int) -> str:
 
 def _learners(setting: Setting) -> list[Method]:
     """The methods that learnt the task at the training length in every seed; all of them where that is unknown."""
-    if not setting.reference or not setting.reference_known:
+    if not setting.reference or not setting.reference_known or setting.measure is not EXACT:
         return list(setting.methods)
     reached = [(method, method.at(setting.reference, "exact_match")) for method in setting.methods]
     if all(value is None for _, value in reached):
@@ -98,11 +129,16 @@ def _learners(setting: Setting) -> list[Method]:
     return [method for method, value in reached if value is not None and value.low >= LEARNT]
 
 
-def _compare(methods: Sequence[Method], length: int) -> tuple[list[Method], list[Method], list[Method]] | None:
+def _compare(
+    setting: Setting, methods: Sequence[Method], length: int
+) -> tuple[list[Method], list[Method], list[Method]] | None:
     """(best, not told apart from it, clearly below it) at one length, by intervals that do not overlap."""
     known = []
     for method in methods:
-        value, interval = method.at(length, "exact_match"), method.interval(length)
+        value, interval = setting.at(method, length), setting.interval(method, length)
+        if setting.measure is not EXACT and value is not None and value.count < 2:
+            # One seed says nothing of how far seeds are apart.
+            return None
         if value is not None and interval is not None:
             known.append((method, value.mean, interval))
     if len(known) < 2:
@@ -120,22 +156,23 @@ def _lengths(setting: Setting) -> list[str]:
     learners = _learners(setting)
     methods = learners if len(learners) > 1 else list(setting.methods)
     for length in setting.lengths:
-        result = _compare(methods, length)
+        result = _compare(setting, methods, length)
         if result is None:
             continue
         best, near, below = result
-        values = [(method, value) for method in methods if (value := method.at(length, "exact_match"))]
+        values = [(method, value) for method in methods if (value := setting.at(method, length))]
         if not below:
             means = [value.mean for _, value in values]
             kind = "none" if max(means) == 0 else "all" if min(means) == 1 else "alike"
+            kind = kind if setting.measure is EXACT else "alike"
             alike.setdefault((kind, tuple(method.name for method, _ in values)), []).append(length)
             continue
-        top = listing([f"{m.name} ({_percent(v.mean)})" for m in (*best, *near) if (v := m.at(length, "exact_match"))])
-        low = listing([f"{m.name} ({_percent(v.mean)})" for m in below if (v := m.at(length, "exact_match"))])
+        top = listing([f"{m.name} ({_percent(v.mean)})" for m in (*best, *near) if (v := setting.at(m, length))])
+        low = listing([f"{m.name} ({_percent(v.mean)})" for m in below if (v := setting.at(m, length))])
         tied = ", which cannot be told apart," if near else ""
         verb = "lie" if len(best) + len(near) > 1 else "lies"
         said.append(
-            f"At {_name(setting, length)} {top}{tied} {verb} above {low} by more than seeds and chance explain."
+            f"At {_name(setting, length)} {top}{tied} {verb} above {low} by more than {_noise(setting)} explain."
         )
     order = ("all", "alike", "none")
     groups = sorted(alike.items(), key=lambda item: (order.index(item[0][0]), item[1]))
@@ -158,11 +195,13 @@ def _equal(setting: Setting, methods: Sequence[Method], kind: str, names: Sequen
         # Three over n bounds the error rate when none of n sequences was wrong, with 95 % confidence.
         unseen = f" (with {count:,} sequences, an error rate below {300 / count:.1f}% goes unseen)" if count else ""
         return f"At {_names(setting, where)} all {who} are right on every test sequence: no difference{unseen}."
-    means = [v.mean for length in where for m in present if (v := m.at(length, "exact_match"))]
-    return (
-        f"At {_names(setting, where)} the {who} differ by no more than the seed spread or binomial interval "
-        f"(means {_range(means)})."
-    )
+    means = [v.mean for length in where for m in present if (v := setting.at(m, length))]
+    spread = "seed spread or binomial interval" if setting.measure is EXACT else "seed spread"
+    return f"At {_names(setting, where)} the {who} differ by no more than the {spread} (means {_range(means)})."
+
+
+def _noise(setting: Setting) -> str:
+    return "seeds and chance" if setting.measure is EXACT else "seeds"
 
 
 def _name(setting: Setting, length: int) -> str:

@@ -16,7 +16,7 @@ from epan.report.findings import OVERLAP, remarks
 from epan.report.live import Live, overview, script
 from epan.report.records import Record, number
 from epan.report.summary import Setting, Summary
-from epan.report.tables import MOST_LENGTHS, headline_html
+from epan.report.tables import MOST_LENGTHS, headline_html, score_name
 
 __all__ = ["Section", "render"]
 
@@ -180,7 +180,9 @@ def _commands(records: Sequence[Record], command: str | None, rebuild: str) -> s
 def _headline(setting: Setting, several: bool) -> str:
     title = f"Results: {setting.title}" if several else "Results"
     anchor = f"results-{setting.title}" if several else "results"
-    note = "Exact match in %: mean over seeds, below it the lowest and highest seed where they differ; bold: highest."
+    best = "lowest" if setting.is_scored_by_loss else "highest"
+    name = score_name(setting)
+    note = f"{name[0].upper()}{name[1:]}: mean over seeds, below it the lowest and highest seed where they differ; bold: {best}."
     if len(setting.lengths) > MOST_LENGTHS:
         note += f" {MOST_LENGTHS} of {len(setting.lengths)} lengths; table.csv has all."
     if not setting.lengths:

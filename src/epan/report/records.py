@@ -83,6 +83,9 @@ def _newest_evals(lines: Iterable[Entry]) -> tuple[Entry, ...]:
     best: dict[Any, Entry] = {}
     for line in lines:
         length = line.get("length")
+        # Tests on another text have its name as split, and are none of the length.
+        if line.get("split") not in (None, "test", "validation", "train"):
+            continue
         if number(length) is not None and (length not in best or eval_rank(line) >= eval_rank(best[length])):
             best[length] = line
     return tuple(best[length] for length in sorted(best))

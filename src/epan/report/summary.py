@@ -13,7 +13,20 @@ from epan.report.configs import comparable, differences, flatten, is_method_key,
 from epan.report.look import METHOD_ORDER, Look, looks, method_name
 from epan.report.records import Record, eval_rank, number
 
-__all__ = ["Method", "Setting", "Spread", "Summary", "spread", "summarise"]
+__all__ = ["ACCURACY", "EXACT", "Measure", "Method", "Setting", "Spread", "Summary", "spread", "summarise"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a test of a task counts: a field of its records, what it is called, and what it is a share of."""
+
+    field: str
+    name: str
+    share: str
+
+
+EXACT = Measure("exact_match", "exact match", "test sequences whose whole target is right")
+ACCURACY = Measure("accuracy", "accuracy", "tokens whose most probable prediction is one that may come")
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,33 @@ class Setting:
         return sorted({length for method in self.methods for length in method.lengths()})
 
     @property
+    def measure(self) -> Measure:
+        """Exact match; accuracy where the tokens are drawn from distributions that are known, and there is no target."""
+        lines = [line for run in self.runs for line in run.evals]
+        exact = any(number(line.get(EXACT.field)) is not None for line in lines)
+        drawn = any(number(line.get(ACCURACY.field)) is not None for line in lines)
+        return ACCURACY if drawn and not exact else EXACT
+
+    def at(self, method: Method, length: int) -> Spread | None:
+        """The spread over seeds of what counts here."""
+        return method.at(length, self.measure.field)
+
+    def interval(self, method: Method, length: int) -> tuple[float, float] | None:
+        """How far it may be off: ``Method.interval``, of anything but exact match the range over seeds alone."""
+        if self.measure is EXACT:
+            return method.interval(length)
+        value = self.at(method, length)
+        return None if value is None else (value.low, value.high)
+
+    @property
     def runs(self) -> list[Record]:
         return [run for method in self.methods for run in method.runs]
+
+    @property
+    def is_scored_by_loss(self) -> bool:
+        """Whether no test has an exact match or an accuracy, as those of text, so that the loss tells how good a method is."""
+        values = [(self.at(m, n), m.at(n, "loss")) for m in self.methods for n in m.lengths()]
+        return all(exact is None for exact, _ in values) and any(loss is not None for _, loss in values)
 
     def overlap(self, length: int) -> float | None:
         """Expected share of the test sequences of ``length`` that some run met in training; None where not recorded."""

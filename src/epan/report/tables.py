@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from html import escape
 
 from epan._text import percent
@@ -30,6 +31,12 @@ def _support_length(setting: Setting) -> int | None:
     return known[-1] if known else None
 
 
+def _distance_length(setting: Setting) -> int | None:
+    """The training length, or else the longest one, where some method reports its total variation distance."""
+    known = [n for n in setting.lengths if any(m.at(n, "tvd") for m in setting.methods)]
+    return setting.reference if setting.reference in known else known[-1] if known else None
+
+
 def chip(look: Look) -> str:
     """A short line in the method's colour and dash, as in the figures."""
     dash = f' stroke-dasharray="{" ".join(f"{part * 1.6:g}" for part in look.dash)}"' if look.dash else ""
@@ -39,12 +46,22 @@ def chip(look: Look) -> str:
     )
 
 
-def _cell(value: Spread | None) -> str:
+def score_name(setting: Setting) -> str:
+    """What the headline table has of each length."""
+    return "loss in nats a token" if setting.is_scored_by_loss else f"{setting.measure.name} in %"
+
+
+def _score(setting: Setting) -> tuple[str, Callable[[float], str]]:
+    """Field of the score, and how it is written."""
+    return ("loss", lambda value: f"{value:.4g}") if setting.is_scored_by_loss else (setting.measure.field, percent)
+
+
+def _cell(value: Spread | None, plain: Callable[[float], str]) -> str:
     if value is None:
         return '<td class="num none">–</td>'
-    low, high = escape(percent(value.low)), escape(percent(value.high))
+    low, high = escape(plain(value.low)), escape(plain(value.high))
     span = f'<span class="range">{low}–{high}</span>' if value.count > 1 and low != high else ""
-    return f'<td class="num">{escape(percent(value.mean))}{span}</td>'
+    return f'<td class="num">{escape(plain(value.mean))}{span}</td>'
 
 
 def _status(method: Method) -> str:
@@ -54,13 +71,18 @@ def _status(method: Method) -> str:
 
 
 def headline_html(setting: Setting) -> str:
-    """Method × length: exact match in %, mean with the range over seeds; size, support and speed."""
+    """Method × length: what counts, mean with the range over seeds; size, support and speed."""
     lengths, place = chosen(setting), _support_length(setting)
-    best = {n: max((v.mean for m in setting.methods if (v := m.at(n, "exact_match"))), default=None) for n in lengths}
+    field, plain = _score(setting)
+    better = min if field == "loss" else max
+    best = {n: better((v.mean for m in setting.methods if (v := m.at(n, field))), default=None) for n in lengths}
     head = ['<th scope="col">method</th>']
     for length in lengths:
         times = f"<small>{setting.times(length)}</small>" if setting.reference else ""
         head.append(f'<th scope="col" class="num">{compact(length)}{times}</th>')
+    distance = _distance_length(setting)
+    if distance is not None:
+        head.append(f'<th scope="col" class="num">TVD<small>at {compact(distance)}</small></th>')
     if place is not None:
         head.append(f'<th scope="col" class="num">keys/query<small>at {compact(place)}</small></th>')
         head.append(f'<th scope="col" class="num">density<small>at {compact(place)}</small></th>')
@@ -74,12 +96,15 @@ def headline_html(setting: Setting) -> str:
         )
         cells = [f'<th scope="row"><div class="method">{label}</div></th>']
         for length in lengths:
-            value = method.at(length, "exact_match")
-            text = _cell(value)
+            value = method.at(length, field)
+            text = _cell(value, plain)
             top = best[length]
             if value is not None and top and value.mean == top and len(setting.methods) > 1:
                 text = text.replace('class="num"', 'class="num best"', 1)
             cells.append(text)
+        if distance is not None:
+            far = method.at(distance, "tvd")
+            cells.append(f'<td class="num">{far.mean:.3g}</td>' if far else '<td class="num none">–</td>')
         if place is not None:
             size, share = method.at(place, "support_size"), method.at(place, "density")
             cells.append(f'<td class="num">{size.mean:,.3g}</td>' if size else '<td class="num none">–</td>')
@@ -97,13 +122,19 @@ def headline_html(setting: Setting) -> str:
 def headline(setting: Setting) -> tuple[list[str], list[list[str]]]:
     """The headline table as plain text: column names and rows."""
     lengths, place = chosen(setting), _support_length(setting)
+    field, plain = _score(setting)
     columns = ["method", *(f"{compact(n)} ({setting.times(n)})" if setting.reference else compact(n) for n in lengths)]
+    distance = _distance_length(setting)
+    columns += [f"TVD at {compact(distance)}"] if distance is not None else []
     if place is not None:
         columns += [f"keys/query at {compact(place)}", f"density at {compact(place)}"]
     columns += ["parameters", "steps/s", "seeds"]
     rows = []
     for method in setting.methods:
-        row = [method.name, *(_plain(method.at(n, "exact_match")) for n in lengths)]
+        row = [method.name, *(_plain(method.at(n, field), plain) for n in lengths)]
+        if distance is not None:
+            far = method.at(distance, "tvd")
+            row.append(f"{far.mean:.3g}" if far else "–")
         if place is not None:
             size, part = method.at(place, "support_size"), method.at(place, "density")
             row += [f"{size.mean:,.3g}" if size else "–", f"{percent(part.mean)}%" if part else "–"]
@@ -118,21 +149,21 @@ def headline_markdown(summary: Summary) -> str:
     parts = []
     for setting in summary.settings:
         columns, rows = headline(setting)
-        lines = [f"### {setting.title}: exact match in %", "", f"| {' | '.join(columns)} |"]
+        lines = [f"### {setting.title}: {score_name(setting)}", "", f"| {' | '.join(columns)} |"]
         lines.append("|---" + "|---:" * (len(columns) - 1) + "|")
         lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(value: Spread | None) -> str:
+def _plain(value: Spread | None, plain: Callable[[float], str]) -> str:
     if value is None:
         return "–"
-    low, high = percent(value.low), percent(value.high)
-    return f"{percent(value.mean)} ({low}–{high})" if value.count > 1 and low != high else percent(value.mean)
+    low, high = plain(value.low), plain(value.high)
+    return f"{plain(value.mean)} ({low}–{high})" if value.count > 1 and low != high else plain(value.mean)
 
 
-_COLUMNS = ("exact_match", "token_accuracy", "loss", "support_size", "density", "empty_rows")
+_COLUMNS = ("exact_match", "accuracy", "tvd", "kl", "token_accuracy", "loss", "support_size", "density", "empty_rows")
 
 
 def to_csv(summary: Summary) -> str:

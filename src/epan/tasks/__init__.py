@@ -18,10 +18,22 @@ from ..errors import EpanError, unknown_name
 from .overlap import Overlap, expected_overlap, overlap
 
 if TYPE_CHECKING:
-    from .base import Batch, Pieces, Task
+    from .base import Batch, Pieces, Sequences, Task, Truth
     from .random import Stream
 
-__all__ = ["Batch", "Overlap", "Pieces", "Stream", "Task", "expected_overlap", "get", "names", "overlap"]
+__all__ = [
+    "Batch",
+    "Overlap",
+    "Pieces",
+    "Sequences",
+    "Stream",
+    "Task",
+    "Truth",
+    "expected_overlap",
+    "get",
+    "names",
+    "overlap",
+]
 
 # Name of a task: its class, loaded at first use, so that listing the names needs no torch.
 _CATALOGUE = {
@@ -34,17 +46,28 @@ _CATALOGUE = {
     "flip-flop": "flip_flop:FlipFlop",
     "local-count": "local_count:LocalCount",
     "n-back": "n_back:NBack",
+    "regbench": "regbench:RegBench",
 }
 
-_HINTS = {
+#: What is meant by names that are in use elsewhere.
+HINTS = {
     "recall": "use 'mqar' (one-token words, as in Zoology) or 'mqmtar' (two-token words)",
     "associative-recall": "use 'mqar' (one-token words, as in Zoology) or 'mqmtar' (two-token words)",
     "count": "did you mean 'local-count'?",
     "reversal": "did you mean 'reverse'?",
+    "icll": "did you mean 'regbench'?",
+    "automata": "did you mean 'regbench'?",
 }
 
 # Public names whose modules need torch; loaded at first use.
-_HOME = {"Batch": "base", "Pieces": "base", "Task": "base", "Stream": "random"}
+_HOME = {
+    "Batch": "base",
+    "Pieces": "base",
+    "Sequences": "base",
+    "Stream": "random",
+    "Task": "base",
+    "Truth": "base",
+}
 
 
 def names() -> tuple[str, ...]:
@@ -52,21 +75,21 @@ def names() -> tuple[str, ...]:
     return tuple(_CATALOGUE)
 
 
-def get(name: str | Task | Mapping[str, Any], **options: Any) -> Task:
+def get(name: str | Sequences | Mapping[str, Any], **options: Any) -> Sequences:
     """The task that ``name`` stands for.
 
     Parameters
     ----------
-    name: a name of :func:`names`, an instance of a :class:`Task`, or what ``task.config()`` returns.
+    name: a name of :func:`names`, an instance of :class:`Sequences` (a :class:`Task`), or what ``task.config()`` returns.
     options: the fields of the task, e.g. ``symbols=16``.
 
     Raises
     ------
     EpanError: for an unknown task or option (with a suggestion), or a value that the task does not allow.
     """
-    from .base import Task
+    from .base import Sequences
 
-    if isinstance(name, Task):
+    if isinstance(name, Sequences):
         if options:
             raise EpanError(
                 "Options belong to the name of a task, not to an instance",
@@ -74,7 +97,7 @@ def get(name: str | Task | Mapping[str, Any], **options: Any) -> Task:
                 fix=f"pass them to {type(name).__name__}(...), or use dataclasses.replace",
             )
         return name
-    if isinstance(name, type) and issubclass(name, Task):
+    if isinstance(name, type) and issubclass(name, Sequences):
         raise EpanError("A task class was passed", found=name.__name__, fix=f"pass an instance: {name.__name__}()")
     if isinstance(name, Mapping):
         if "name" not in name:
@@ -83,14 +106,14 @@ def get(name: str | Task | Mapping[str, Any], **options: Any) -> Task:
     if not isinstance(name, str):
         raise EpanError("A task is a name, an epan.tasks.Task or its config", found=name, allowed=_CATALOGUE)
     if name not in _CATALOGUE:
-        raise unknown_name("task", name, _CATALOGUE, _HINTS)
+        raise unknown_name("task", name, _CATALOGUE, HINTS)
     module, _, attribute = _CATALOGUE[name].partition(":")
     factory = getattr(importlib.import_module(f".{module}", __name__), attribute)
     fields = [field.name for field in dataclasses.fields(factory) if field.init]
     for option in options:
         if option not in fields:
             raise unknown_name(f"option of the task {name!r}:", option, fields)
-    task: Task = factory(**options)
+    task: Sequences = factory(**options)
     return task
 
 

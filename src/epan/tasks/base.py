@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import EpanError, unknown_name
 from .random import Stream
 
-__all__ = ["BOS", "EOS", "PAD", "SEP", "SPLITS", "TASK_TOKENS", "Batch", "Pieces", "Task"]
+__all__ = ["BOS", "EOS", "PAD", "SEP", "SPLITS", "TASK_TOKENS", "Batch", "Pieces", "Sequences", "Task", "Truth"]
 
 PAD, BOS, SEP, EOS = range(4)
 TASK_TOKENS = 4  # the first token that belongs to the task itself
@@ -65,26 +65,44 @@ class Pieces(NamedTuple):
     score_on_end: bool = True
 
 
-@dataclass(frozen=True)
-class Task(ABC):
-    """A task: :meth:`sample` draws sequences, :meth:`solve` is an independent oracle in plain Python.
-
-    A subclass is one file: a frozen dataclass whose fields are the options, with ``name``, :attr:`alphabet`,
-    :meth:`generate` and :meth:`solve`. Token ids are 0 <pad>, 1 <bos>, 2 <sep>, 3 <eos>, then the alphabet.
+class Truth(NamedTuple):
+    """The distribution from which each token was drawn, given all before it.
 
     Attributes
     ----------
-    name: the name under which the task is found and reported.
+    probabilities: (B, T, V) float32; of the token at t, which the model predicts at t − 1. Zero where not scored.
+    scored: (B, T) bool; where predictions are compared with it.
+    among: (V,) bool; the tokens that it is a distribution of. Of a prediction the others are left out, too.
+    """
+
+    probabilities: Tensor
+    scored: Tensor
+    among: Tensor
+
+
+class Sequences(ABC):
+    """What a model learns from: sequences of tokens as a function of (seed, step, split), whatever they stand for.
+
+    A subclass is a frozen dataclass whose fields are its options. One whose sequences have a prompt and a target is a
+    :class:`Task`.
+
+    Attributes
+    ----------
+    name: the name under which it is found and reported.
     unit: what the nominal length counts.
     train_lengths: nominal lengths (shortest, longest) for training, drawn uniformly.
     test_lengths: nominal lengths at which length generalisation is measured.
     shortest: the least nominal length that makes a sequence.
+    measures: what a test tells besides losses and support, the one that counts first.
+    tested_split: the split on which a run is tested while it trains.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = "source tokens"
     train_lengths: ClassVar[tuple[int, int]] = (32, 64)
     test_lengths: ClassVar[tuple[int, ...]] = (64, 128, 256, 512)
+    measures: ClassVar[tuple[str, ...]] = ("exact_match", "token_accuracy")
+    tested_split: ClassVar[str] = "test"
 
     @property
     def shortest(self) -> int:
@@ -94,6 +112,107 @@ class Task(ABC):
     def longest(self) -> int | None:
         """The greatest nominal length that makes a sequence, or None."""
         return None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """One more than the largest token."""
+
+    @property
+    def document_token(self) -> int | None:
+        """The token that begins a document, where a model must read nothing across it; else None."""
+        return None
+
+    @property
+    def data_hash(self) -> str | None:
+        """SHA-256 of data that the options alone do not decide, such as files; None where they do."""
+        return None
+
+    @abstractmethod
+    def sample(
+        self,
+        seed: int,
+        step: int,
+        batch: int,
+        lengths: int | tuple[int, int],
+        device: torch.device | str = "cpu",
+        split: str = "train",
+        *,
+        first: int = 0,
+        steps: int = 1,
+    ) -> Batch:
+        """Sequences ``first`` … ``first + batch - 1`` of a step, or of several, as :meth:`Task.sample` has them."""
+
+    def for_training(self, lengths: tuple[int, int] | None, batch: int) -> Self:
+        """The same, where it matters which lengths (None: its own) a run trains on and how many sequences a step has."""
+        return self
+
+    def truth(
+        self,
+        seed: int,
+        step: int,
+        batch: int,
+        lengths: int | tuple[int, int],
+        device: torch.device | str = "cpu",
+        split: str = "train",
+        *,
+        first: int = 0,
+    ) -> Truth | None:
+        """How the tokens of :meth:`sample` with the same arguments were drawn; None where a target is right or wrong."""
+        return None
+
+    @abstractmethod
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """One sequence for people, without the padding at its end."""
+
+    def config(self) -> dict[str, Any]:
+        """Name and options as plain JSON: ``get(**task.config()) == task``."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
+        return {"name": self.name, **options}
+
+    def check_lengths(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
+        """(shortest, longest) of ``lengths``; EpanError for what is no such pair, or a length the task cannot have."""
+        pair = lengths if isinstance(lengths, tuple | list) else (lengths, lengths)
+        if len(pair) != 2:
+            raise EpanError("lengths is one length or (shortest, longest)", found=lengths, fix="e.g. lengths=(32, 64)")
+        low, high = (_integer("length", length, None) for length in pair)
+        bounds = f"at least {self.shortest}" if self.longest is None else f"{self.shortest} to {self.longest}"
+        if low < self.shortest:
+            raise EpanError(
+                f"A sequence of the task {self.name!r} cannot have the length {low} (in {self.unit})",
+                allowed=bounds,
+                fix=f"ask for a length of at least {self.shortest}",
+            )
+        if self.longest is not None and high > self.longest:
+            raise EpanError(
+                f"A sequence of the task {self.name!r} cannot have the length {high} (in {self.unit})",
+                allowed=bounds,
+                fix=f"ask for a length of at most {self.longest}, or for a larger alphabet",
+            )
+        if low > high:
+            raise EpanError("The shortest length exceeds the longest", found=lengths, fix=f"lengths=({high}, {low})")
+        return low, high
+
+    def _at_least(self, option: str, low: int, high: int | None = None) -> None:
+        """Check that an option is an integer in its range."""
+        value = getattr(self, option)
+        wrong = isinstance(value, bool) or not isinstance(value, int)
+        if wrong or value < low or (high is not None and value > high):
+            allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+            raise EpanError(
+                f"Option {option!r} of the task {self.name!r} is out of range", found=value, allowed=allowed
+            )
+
+
+@dataclass(frozen=True)
+class Task(Sequences):
+    """A task: :meth:`sample` draws sequences, :meth:`solve` is an independent oracle in plain Python.
+
+    A subclass is one file: a frozen dataclass whose fields are the options, with ``name``, :attr:`alphabet`,
+    :meth:`generate` and :meth:`solve`. Token ids are 0 <pad>, 1 <bos>, 2 <sep>, 3 <eos>, then the alphabet.
+
+    See :class:`Sequences` for the rest.
+    """
 
     @property
     @abstractmethod
@@ -118,11 +237,6 @@ class Task(ABC):
     @cached_property
     def vocab_size(self) -> int:
         return TASK_TOKENS + len(self.alphabet)
-
-    def config(self) -> dict[str, Any]:
-        """The task as plain JSON: ``get(**task.config()) == task``."""
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
-        return {"name": self.name, **options}
 
     def sample(
         self,
@@ -161,14 +275,7 @@ class Task(ABC):
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
         low, high = self.check_lengths(lengths)
-        counts = {
-            "seed": (seed, None),
-            "step": (step, 0),
-            "batch": (batch, 1),
-            "first": (first, 0),
-            "steps": (steps, 1),
-        }
-        seed, step, batch, first, steps = (_integer(name, value, least) for name, (value, least) in counts.items())
+        seed, step, batch, first, steps = checked_counts(seed, step, batch, first, steps)
         stream = Stream(self.name, seed, step, split, first, batch, device, steps)
         drawn = stream.integers("length", 1, high - low + 1).squeeze(1).add_(low)
         return _lay_out(self.generate(drawn, high, stream), drawn)
@@ -183,29 +290,6 @@ class Task(ABC):
         if strange:
             raise EpanError(f"No token of the task {self.name!r}", found=strange[0], allowed=f"0 to {len(written) - 1}")
         return " ".join(written[token] for token in ids)
-
-    def check_lengths(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
-        """(shortest, longest) of ``lengths``; EpanError for what is no such pair, or a length the task cannot have."""
-        pair = lengths if isinstance(lengths, tuple | list) else (lengths, lengths)
-        if len(pair) != 2:
-            raise EpanError("lengths is one length or (shortest, longest)", found=lengths, fix="e.g. lengths=(32, 64)")
-        low, high = (_integer("length", length, None) for length in pair)
-        bounds = f"at least {self.shortest}" if self.longest is None else f"{self.shortest} to {self.longest}"
-        if low < self.shortest:
-            raise EpanError(
-                f"A sequence of the task {self.name!r} cannot have the length {low} (in {self.unit})",
-                allowed=bounds,
-                fix=f"ask for a length of at least {self.shortest}",
-            )
-        if self.longest is not None and high > self.longest:
-            raise EpanError(
-                f"A sequence of the task {self.name!r} cannot have the length {high} (in {self.unit})",
-                allowed=bounds,
-                fix=f"ask for a length of at most {self.longest}, or for a larger alphabet",
-            )
-        if low > high:
-            raise EpanError("The shortest length exceeds the longest", found=lengths, fix=f"lengths=({high}, {low})")
-        return low, high
 
     def _source(self, prompt: Sequence[int]) -> list[int]:
         """The source of ``prompt``, counted from the task's first token."""
@@ -222,16 +306,6 @@ class Task(ABC):
             )
         return inner
 
-    def _at_least(self, option: str, low: int, high: int | None = None) -> None:
-        """Check that an option is an integer in its range."""
-        value = getattr(self, option)
-        wrong = isinstance(value, bool) or not isinstance(value, int)
-        if wrong or value < low or (high is not None and value > high):
-            allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-            raise EpanError(
-                f"Option {option!r} of the task {self.name!r} is out of range", found=value, allowed=allowed
-            )
-
 
 def _integer(name: str, value: object, least: int | None) -> int:
     try:
@@ -242,6 +316,12 @@ def _integer(name: str, value: object, least: int | None) -> int:
         allowed = "an integer" if least is None else f"an integer of at least {least}"
         raise EpanError(f"{name} is out of range", found=value, allowed=allowed)
     return number
+
+
+def checked_counts(seed: object, step: object, batch: object, first: object, steps: object) -> list[int]:
+    """What says which sequences are wanted, as integers; EpanError for what is none or too small."""
+    found = {"seed": (seed, None), "step": (step, 0), "batch": (batch, 1), "first": (first, 0), "steps": (steps, 1)}
+    return [_integer(name, value, least) for name, (value, least) in found.items()]
 
 
 def _lay_out(pieces: Pieces, lengths: Tensor) -> Batch:

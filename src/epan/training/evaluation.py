@@ -10,16 +10,27 @@ from typing import Any, Literal
 import torch
 
 from epan import tasks
+from epan.data.text import Text
 from epan.errors import EpanError
-from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, wilson_interval
+from epan.metrics import (
+    DivergenceMeter,
+    SupportMeter,
+    allowed_keys,
+    count_right,
+    exact_match,
+    next_token_loss,
+    wilson_interval,
+)
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
-from epan.tasks import Batch, Task
+from epan.nn import Documents
+from epan.tasks import Batch, Sequences, Task, Truth
 from epan.training.config import RunConfig
 from epan.training.decoding import greedy_exact_match
 from epan.training.environment import device_name
 from epan.training.progress import EvaluationInfo, Progress
 from epan.training.stream import trim
+from epan.training.text_evaluation import TextMeter
 
 __all__ = ["GREEDY_LIMIT", "add_support", "evaluate", "lengths_to_test"]
 
@@ -32,7 +43,7 @@ COUNT_LIMIT = 1 << 22
 _PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int, ...]:
+def lengths_to_test(task: Sequences, given: Sequence[int] | None = None) -> tuple[int, ...]:
     """The test lengths ``given``, or else those of the task that its options allow.
 
     Raises
@@ -42,6 +53,8 @@ def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int
     if given:
         for length in given:
             task.check_lengths(length)
+            if isinstance(task, Text) and not task.windows(task.tested_split, length):
+                raise task.too_short(task.tested_split, length)
         return tuple(given)
     longest = math.inf if task.longest is None else task.longest
     fitting = tuple(length for length in task.test_lengths if task.shortest <= length <= longest)
@@ -56,7 +69,7 @@ def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int
 
 def evaluate(
     model: LanguageModel,
-    task: Task,
+    task: Sequences,
     lengths: Sequence[int],
     *,
     sequences: int = 1000,
@@ -78,12 +91,20 @@ def evaluate(
     loss: mean cross-entropy of the tokens with loss, in nats.
     decoding: how exact match was found: ``greedy`` token by token, or ``teacher-forced`` in one pass (the same by
         ``greedy_exact_match``); ``auto`` is greedy for sequences of at most 160 tokens.
+    accuracy, tvd, kl: of tasks whose tokens are drawn from distributions that are known (``task.truth``), against these: share
+        of scored positions whose most probable token may come, mean total variation distance and Kullback–Leibler
+        divergence (nats); ``by_position`` has the same in ranges of positions. Exact match is then None.
     support_size, density, empty_rows: as ``SupportMeter``, over the memories that grow with the sequence;
         ``per_layer`` has every memory. None and {} with ``stats=False``.
     overlap: the share of the test sequences, 0 to 1, whose prompts the ``step`` steps of the training ``run`` have
         shown. It is an expectation (``epan.tasks.expected_overlap``), or counted where a task has none and the training
         data are few; None where neither is known.
     seed, split, precision, device: what was tested, and in which arithmetic.
+
+    Of text there are ``loss_per_byte``, ``bits_per_byte``, ``perplexity``, ``tokens``, ``bytes`` and ``loss_by_position``, a
+    list of [first position, last position, loss], in place of exact match and overlap; ``sequences`` are
+    windows of the training context, and longer ones are fewer, so that all lengths see the same text
+    (:meth:`epan.data.Text.test_windows`); ``asked`` is how many were asked for.
 
     The test sequences are a function of (task, seed, length) alone: ``sequences=100`` tests the first 100 of
     ``sequences=1000``, and ``batch_tokens`` (most tokens of one forward pass) changes nothing but memory. Numbers
@@ -92,7 +113,7 @@ def evaluate(
 
     Raises
     ------
-    EpanError: no length, a length below 1, less than one sequence, an unknown decoding.
+    EpanError: no length, a length below 1, less than one sequence, an unknown decoding, or one that the task does not have.
     """
     if not lengths:
         raise EpanError("There is no test length", fix="give at least one, e.g. lengths=[64, 128]")
@@ -101,6 +122,13 @@ def evaluate(
             raise EpanError(f"The test needs a {name} of at least 1", found=value)
     if decoding not in ("auto", "greedy", "teacher-forced"):
         raise EpanError("Unknown decoding", found=decoding, allowed=["auto", "greedy", "teacher-forced"])
+    decodes = "exact_match" in task.measures
+    if decoding == "greedy" and not decodes:
+        raise EpanError(
+            f"A sequence of the task {task.name!r} has no target to decode",
+            found=f"decoding={decoding}",
+            fix="take decoding=teacher-forced, or auto",
+        )
     progress = progress or Progress()
     training = model.training
     model.eval()
@@ -108,16 +136,25 @@ def evaluate(
     facts = {"seed": seed, "split": split, "precision": _precision(model), "device": device_name(_device(model))}
     try:
         for length in lengths:
-            meter = _LengthMeter(model, stats)
-            for batch in _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model)):
+            meter: _LengthMeter | TextMeter
+            if isinstance(task, Text):
+                meter = TextMeter(model, task, split, length, stats)
+                starts = task.test_windows(split, length, sequences)
+                count, batches = len(starts), _windows(task, starts, length, batch_tokens, split, _device(model))
+            else:
+                meter, count = _LengthMeter(model, stats, decoding, decodes), sequences
+                batches = _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model))
+            for batch, truth in batches:
                 if should_stop is not None and should_stop():
                     return results
-                greedy = decoding == "greedy" or (decoding == "auto" and batch.tokens.shape[1] <= GREEDY_LIMIT)
-                meter.add(batch, greedy)
-                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, sequences))
+                meter.add(batch, truth)
+                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, count))
             results.append({"kind": "eval", "step": step, "length": length, **meter.result(), **facts})
-            results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
-            progress.on_evaluation(EvaluationInfo(step, length, sequences, sequences, results[-1]))
+            if isinstance(task, Text):
+                results[-1]["asked"] = sequences
+            else:
+                results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
+            progress.on_evaluation(EvaluationInfo(step, length, count, count, results[-1]))
     finally:
         model.train(training)
     return results
@@ -132,9 +169,18 @@ def add_support(
     # A sequence ends with its last token with loss; that token is predicted and asks nothing itself.
     ends = length - 1 - batch.loss_mask.flip(1).int().argmax(dim=1)
     valid = torch.arange(length - 1, device=ends.device) < ends[:, None]
+    position = _position(model, batch.tokens[:, :-1])
     for name, row_stats in stats.items():
-        meter.add(name, row_stats, valid, _allowed(model, name, length - 1, ends.device))
+        allowed = _allowed(model, name, length - 1, ends.device)
+        meter.add(name, row_stats, valid, allowed if position is None else allowed[position])
     return meter
+
+
+def _position(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Place of each token in its document; None for a model that knows no documents."""
+    token = getattr(model.config, "document_token", None)
+    documents = Documents.of(tokens, token)
+    return None if documents is None else documents.position
 
 
 def _allowed(model: LanguageModel, name: str, length: int, device: torch.device) -> torch.Tensor:
@@ -165,10 +211,10 @@ def _precision(model: LanguageModel) -> str:
 
 
 def _overlap(
-    run: RunConfig | None, step: int, task: Task, length: int, seed: int, sequences: int, split: str
+    run: RunConfig | None, step: int, task: Sequences, length: int, seed: int, sequences: int, split: str
 ) -> float | None:
-    # Of the training data themselves some were seen by choice, not by chance.
-    if run is None or split == "train":
+    # Of the training data themselves some were seen by choice, not by chance; and only prompts can be met again.
+    if run is None or split == "train" or not isinstance(task, Task):
         return None
     span = run.lengths or task.train_lengths
     expected = tasks.expected_overlap(task, length, train=step * run.batch, lengths=span)
@@ -192,29 +238,43 @@ def _overlap(
 
 
 def _test_batches(
-    task: Task, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
-) -> Iterator[Batch]:
+    task: Sequences, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
+) -> Iterator[tuple[Batch, Truth | None]]:
     # A sequence depends on its number alone, so the batches may be as large as the memory allows.
     width = task.sample(seed, 0, 1, length, split=split).tokens.shape[1]
     rows = max(1, batch_tokens // width)
     for first in range(0, sequences, rows):
         count = min(rows, sequences - first)
-        yield trim(task.sample(seed, 0, count, length, device=device, split=split, first=first))
+        batch = trim(task.sample(seed, 0, count, length, device=device, split=split, first=first))
+        truth, end = task.truth(seed, 0, count, length, device, split, first=first), batch.tokens.shape[1]
+        if truth is not None:
+            truth = Truth(truth.probabilities[:, :end], truth.scored[:, :end], truth.among)
+        yield batch, truth
+
+
+def _windows(
+    task: Text, starts: torch.Tensor, length: int, batch_tokens: int, split: str, device: torch.device
+) -> Iterator[tuple[Batch, Truth | None]]:
+    for some in starts.split(max(1, batch_tokens // length)):
+        yield task.batch_at(some, length, split, device), None
 
 
 class _LengthMeter:
     """Sums over the batches of one length."""
 
-    def __init__(self, model: LanguageModel, stats: bool) -> None:
-        self.model, self.stats = model, stats
+    def __init__(self, model: LanguageModel, stats: bool, decoding: str, decodes: bool) -> None:
+        self.model, self.stats, self.decoding, self.decodes = model, stats, decoding, decodes
         self.support = SupportMeter()
+        self.divergence: DivergenceMeter | None = None
         self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
         self.loss = 0.0
         self.greedy = False
 
     @torch.no_grad()
-    def add(self, batch: Batch, greedy: bool) -> None:
+    def add(self, batch: Batch, truth: Truth | None) -> None:
         tokens, inputs = batch.tokens, batch.tokens[:, :-1]
+        short = self.decodes and tokens.shape[1] <= GREEDY_LIMIT
+        greedy = self.decoding == "greedy" or (self.decoding == "auto" and short)
         if self.stats:
             logits, stats = self.model(inputs, return_stats=True)
             add_support(self.model, stats, batch, self.support)
@@ -223,6 +283,11 @@ class _LengthMeter:
         predicted = torch.cat([tokens[:, :1], logits.argmax(dim=-1)], dim=1)
         right, scored = count_right(predicted, tokens, batch.score_mask)
         loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask)
+        if truth is not None:
+            self.divergence = self.divergence or DivergenceMeter()
+            # The first token has no prediction, and is not scored.
+            shifted = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+            self.divergence.add(shifted, truth.probabilities, truth.scored, truth.among)
         exact = greedy_exact_match(self.model, batch) if greedy else exact_match(predicted, tokens, batch.score_mask)
         self.greedy = greedy
         self.sequences += len(tokens)
@@ -233,14 +298,20 @@ class _LengthMeter:
 
     def result(self) -> dict[str, Any]:
         low, high = wilson_interval(self.exact, self.sequences)
-        return {
+        exact = {
             "exact_match": self.exact / self.sequences,
             "exact_match_low": low,
             "exact_match_high": high,
+        }
+        known = self.divergence
+        return {
+            **(exact if self.decodes else dict.fromkeys(exact)),
+            **(known.result() if known is not None else {}),
             "token_accuracy": self.right / max(1, self.scored),
             "loss": self.loss / max(1, self.loss_tokens),
             "sequences": self.sequences,
             "decoding": "greedy" if self.greedy else "teacher-forced",
             **self.support.overall(),
             "per_layer": self.support.per_layer(),
+            **({"by_position": known.by_position()} if known is not None else {}),
         }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["TrackedWriter", "check_trackers"]
 
 _STEP = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "support")
-_EVAL = ("exact_match", "token_accuracy", "loss", "support_size")
+_EVAL = ("exact_match", "accuracy", "tvd", "kl", "token_accuracy", "loss", "support_size")
 
 
 def check_trackers(names: Sequence[str]) -> None:
