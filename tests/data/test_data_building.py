@@ -165,6 +165,20 @@ def test_damage_is_told_and_nothing_is_left(
     assert is_built(build(Request(str(folder), errors="replace"), workers=workers))
 
 
+def test_nobody_listens_any_more(books: Callable[..., Path], cache: Path, small_shards: int) -> None:
+    """What is told goes into a closed pipe: that is no fault of the tokens, and what is done stays."""
+    folder = books(12, 300)
+
+    def tell(what: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        build(Request(str(folder)), workers=1, tell=tell)
+    assert list((cache / "text").glob("*.building/shard-*.json"))
+    assert is_built(build(Request(str(folder))))
+
+
 def test_a_worker_that_dies(
     books: Callable[..., Path], cache: Path, small_shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,9 @@ def build(
         with contextlib.suppress(FileNotFoundError):
             folder.rmdir()
         os.replace(work, folder)
+    except BrokenPipeError:
+        # Nobody reads what is told any more; what is done stays.
+        raise
     except (EpanError, OSError) as error:
         # Another process may have built the same meanwhile, in the same folder.
         if is_built(folder) and read_manifest(folder)["request"] == wanted:
