@@ -106,6 +106,7 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
         "95% interval",
         "token accuracy",
         "loss",
+        "targets with p=0",
         "keys/query",
         "density",
         "empty rows",
@@ -113,6 +114,8 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
     ]
     if not any(entry.get("empty_rows") for entry in entries):
         columns.remove("empty rows")
+    if not any("zero_probability" in entry for entry in entries):
+        columns.remove("targets with p=0")
     rows = []
     for entry in entries:
         low, high = entry.get("exact_match_low"), entry.get("exact_match_high")
@@ -122,6 +125,7 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
             "95% interval": f"{share(low)}-{share(high)}" if low is not None and high is not None else "-",
             "token accuracy": share(entry.get("token_accuracy")),
             "loss": number(entry.get("loss")),
+            "targets with p=0": share(entry.get("zero_probability")),
             "keys/query": number(entry.get("support_size")),
             "density": share(entry.get("density")),
             "empty rows": share(entry.get("empty_rows")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from epan.metrics.accuracy import count_right, exact_match
 from epan.metrics.intervals import wilson_interval
-from epan.metrics.loss import next_token_loss
+from epan.metrics.loss import next_token_loss, target_probabilities
 from epan.metrics.support import SupportMeter, allowed_keys, empty_rows
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "empty_rows",
     "exact_match",
     "next_token_loss",
+    "target_probabilities",
     "wilson_interval",
 ]

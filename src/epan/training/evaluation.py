@@ -11,7 +11,8 @@ import torch
 
 from epan import tasks
 from epan.errors import EpanError
-from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, wilson_interval
+from epan.kernels import Gaussian
+from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, target_probabilities, wilson_interval
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
 from epan.tasks import Batch, Task
@@ -75,7 +76,11 @@ def evaluate(
     exact_match: share of sequences whose scored tokens are all right, with its 95 % Wilson interval (``_low``,
         ``_high``).
     token_accuracy: share of scored tokens that are right given the true tokens before them, whatever the decoding.
-    loss: mean cross-entropy of the tokens with loss, in nats.
+    loss: mean loss of the tokens with loss: the cross-entropy in nats, or the Fenchel–Young loss of the model's
+        ``output_kernel``. With the latter also
+    zero_probability: the share of those tokens that the model gives the probability 0.
+    cross_entropy: mean −log p in nats; None where it is infinite, because zero_probability is not 0.
+    cross_entropy_positive: the same over the tokens of positive probability alone; None without any.
     decoding: how exact match was found: ``greedy`` token by token, or ``teacher-forced`` in one pass (the same by
         ``greedy_exact_match``); ``auto`` is greedy for sequences of at most 160 tokens.
     support_size, density, empty_rows: as ``SupportMeter``, over the memories that grow with the sequence;
@@ -209,8 +214,9 @@ class _LengthMeter:
         self.model, self.stats = model, stats
         self.support = SupportMeter()
         self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
-        self.loss = 0.0
+        self.loss = self.surprise = 0.0
         self.greedy = False
+        self.sparse, self.zeros = not isinstance(model.output_kernel, Gaussian), 0
 
     @torch.no_grad()
     def add(self, batch: Batch, greedy: bool) -> None:
@@ -222,7 +228,12 @@ class _LengthMeter:
             logits = self.model(inputs)
         predicted = torch.cat([tokens[:, :1], logits.argmax(dim=-1)], dim=1)
         right, scored = count_right(predicted, tokens, batch.score_mask)
-        loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask)
+        loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask, self.model.output_kernel)
+        if self.sparse:
+            chances = target_probabilities(logits, tokens, batch.loss_mask, self.model.output_kernel).double()
+            positive = chances[chances > 0]
+            self.zeros += len(chances) - len(positive)
+            self.surprise -= float(positive.log().sum())
         exact = greedy_exact_match(self.model, batch) if greedy else exact_match(predicted, tokens, batch.score_mask)
         self.greedy = greedy
         self.sequences += len(tokens)
@@ -239,8 +250,20 @@ class _LengthMeter:
             "exact_match_high": high,
             "token_accuracy": self.right / max(1, self.scored),
             "loss": self.loss / max(1, self.loss_tokens),
+            **self._likelihood(),
             "sequences": self.sequences,
             "decoding": "greedy" if self.greedy else "teacher-forced",
             **self.support.overall(),
             "per_layer": self.support.per_layer(),
+        }
+
+    def _likelihood(self) -> dict[str, float | None]:
+        if not self.sparse:
+            return {}
+        positive = self.loss_tokens - self.zeros
+        mean = self.surprise / positive if positive else None
+        return {
+            "cross_entropy": None if self.zeros else mean,
+            "cross_entropy_positive": mean,
+            "zero_probability": self.zeros / max(1, self.loss_tokens),
         }

@@ -14,10 +14,12 @@ import torch
 import epan.models
 import epan.tasks
 from epan.errors import EpanError, unknown_name
+from epan.losses import output_kernel
 from epan.models import LanguageModel
 from epan.tasks import Task
 from epan.training import checkpoint as checkpoints
-from epan.training.config import CHOICES, RunConfig
+from epan.training.choices import parse_choice
+from epan.training.config import CHOICES, CROSS_ENTROPY, RunConfig
 from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.progress import Progress
 from epan.training.records import FILE_NAME, RecordWriter, read
@@ -58,7 +60,7 @@ def build_task(config: RunConfig) -> Task:
 
 
 def build_model(config: RunConfig, task: Task) -> LanguageModel:
-    """The model of a run for the vocabulary of its task; EpanError for an unknown name or config key."""
+    """The model of a run for the vocabulary of its task; EpanError for an unknown name, config key or loss."""
     model = config.model
     # The task gives the vocabulary, and kernel and normalization have keys of their own.
     options = [key for key in epan.models.option_names(model.name) if key not in ("vocab_size", *CHOICES)]
@@ -66,7 +68,9 @@ def build_model(config: RunConfig, task: Task) -> LanguageModel:
         if key not in options:
             raise unknown_name(f"option of the model {model.name!r}:", key, options)
     chosen = {"kernel": model.kernel, "normalization": model.normalization}
-    return epan.models.build(model.name, {"vocab_size": task.vocab_size, **chosen, **model.options})
+    made = epan.models.build(model.name, {"vocab_size": task.vocab_size, **chosen, **model.options})
+    made.output_kernel = output_kernel(config.loss)
+    return made
 
 
 def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
@@ -137,7 +141,8 @@ def _find_best(run: Path) -> Path:
 def load(
     run: str | Path, *, step: int | Literal["best"] | None = None, device: str | torch.device = "cpu"
 ) -> LanguageModel:
-    """The trained model of a run, in eval mode, with its config as ``model.config``.
+    """The trained model of a run, in eval mode, with its config as ``model.config`` and the kernel of its loss as
+    ``model.output_kernel``.
 
     Parameters
     ----------
@@ -174,6 +179,8 @@ def _restore(checkpoint: checkpoints.Checkpoint, device: str | torch.device) -> 
         with no_larger_than(checkpoint.model, checkpoint.path):
             epan.models.build(name, options)
         model = epan.models.build(name, options)
+        loss = checkpoint.manifest["config"].get("loss", CROSS_ENTROPY)
+        model.output_kernel = output_kernel(parse_choice(loss, "loss"))
     checkpoints.load_into(model, checkpoint.model, checkpoint.path)
     return model.to(device).eval()
 
