@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Triweight,
         Uniform,
     )
+    from .models.generation import generate
     from .normalizations import Adaptive, Anchored, Fixed, Nearest, Normalization, Stats
     from .ops import attention, attention_varlen, attention_weights, reorder_probe
     from .training.loading import load
@@ -52,6 +53,7 @@ _HOME = {
     "attention_varlen": "ops",
     "attention_weights": "ops",
     "reorder_probe": "ops",
+    "generate": "models.generation",
     "load": "training.loading",
 }
 _MODULES = (

@@ -12,6 +12,7 @@ from ..errors import EpanError
 from ..kernels import get as get_kernel
 from ..normalizations import get as get_normalization
 from ..ops import Stats, attention
+from ._growth import append
 from .bandwidth import HeadScale, LearnableOrder, initial_scale, similarity_for
 from .heads import head_size, init_linear, merge_heads, split_heads, with_stats
 from .length_scaling import make_length_scaling
@@ -203,6 +204,6 @@ class KernelAttention(nn.Module):
         """Causal outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
         first = cache.keys.shape[2]
         q, k, v = self._project(x, x, first)
-        k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+        k, v = append(cache.keys, k), append(cache.values, v)
         out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False)
         return out, AttentionCache(k, v)

@@ -16,6 +16,7 @@ from ..normalizations import Normalization
 from ..normalizations import get as get_normalization
 from ..normalizations.base import map_stats
 from ..ops import Stats, attention
+from ._growth import append
 from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
 from .extractors import KeyExtractor, ValueExtractor
 from .heads import PerHead, head_size, init_linear, merge_heads, with_stats
@@ -166,9 +167,9 @@ class ContextualMemory(nn.Module):
         """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
         first = cache.keys.shape[2]
         new, state = self.key(x, cache.state)
-        keys = torch.cat([cache.keys, new], dim=2)
+        keys = append(cache.keys, new)
         raw = torch.cat([cache.pending, self.value.project(x)], dim=2)
-        values = torch.cat([cache.values, self.value.combine(raw[:, :, :-1], raw[:, :, 1:])], dim=2)
+        values = append(cache.values, self.value.combine(raw[:, :, :-1], raw[:, :, 1:]))
         out, _ = self._read(new, keys[:, :, : values.shape[2]], values, first, False)
         return out, ContextualCache(keys, values, raw[:, :, -1:], state)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -26,7 +26,7 @@ from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
 from epan.training.untrusted import no_larger_than, shown
 
-__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "load", "model_facts"]
+__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "load", "load_run", "model_facts"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -155,6 +155,29 @@ def load(
     EpanError: no run or checkpoint there, a damaged one, or one of another model; says what, where and what to do.
     """
     return _restore(checkpoints.load(find_checkpoint(run, step)), device)
+
+
+class LoadedRun(NamedTuple):
+    """A trained run: its config, its task, its model, and after which step."""
+
+    config: RunConfig
+    task: Task
+    model: LanguageModel
+    step: int
+
+
+def load_run(run: str | Path, *, step: int | Literal["best"] | None = None, device: str = "auto") -> LoadedRun:
+    """As ``load``, with all that belongs to the model; ``device`` is that of a config.
+
+    Raises
+    ------
+    EpanError: as ``load``, or a task that cannot be built.
+    """
+    checkpoint = checkpoints.load(find_checkpoint(run, step))
+    with _believed(checkpoint, "task"):
+        config = RunConfig.from_dict(checkpoint.manifest["config"])
+        task = build_task(config)
+    return LoadedRun(config, task, _restore(checkpoint, find_device(device)), checkpoint.step)
 
 
 @contextmanager
