@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import cli, errors, kernels, losses, metrics, models, nn, normalizations, ops, report, tasks, testing, training
+    from . import (
+        cli,
+        errors,
+        kernels,
+        losses,
+        metrics,
+        models,
+        nn,
+        normalizations,
+        ops,
+        report,
+        tasks,
+        testing,
+        training,
+    )
     from .errors import EpanError, UnsupportedError
     from .kernels import (
         Biweight,

@@ -53,21 +53,21 @@ _HINTS = {
 KernelSpec = str | Mapping[str, object] | Kernel
 
 
-def output_kernel(spec: KernelSpec) -> Kernel:
-    """The kernel that ``spec`` stands for, if there is a loss for it.
+def output_kernel(spec: KernelSpec, kind: str = "loss") -> Kernel:
+    """The kernel that ``spec`` stands for, if there is a loss for it; ``kind`` is what the message calls it.
 
     Raises
     ------
     EpanError: an unknown name. UnsupportedError: a kernel without adaptive weights.
     """
     if isinstance(spec, str) and spec not in kernel_names():
-        raise unknown_name("loss", spec, NAMES, _HINTS)
+        raise unknown_name(kind, spec, NAMES, _HINTS)
     kernel = get_kernel(spec)
     try:
         Adaptive().check(kernel, None)
     except UnsupportedError as error:
         fix = f"take one of {', '.join(NAMES)}, or a polynomial of any order"
-        raise UnsupportedError(f"A loss of the kernel {kernel.name!r}", "it has no adaptive weights", fix) from error
+        raise UnsupportedError(f"A {kind} of the kernel {kernel.name!r}", "it has no adaptive weights", fix) from error
     return kernel
 
 
@@ -217,7 +217,9 @@ def _check(logits: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor
     if seen and flat.numel():
         wrong = flat[counts & ((flat < 0) | (flat >= classes))]
         if wrong.numel():
-            raise EpanError("A target is no class", found=int(wrong[0]), allowed=f"0 to {classes - 1}, or {ignored} (ignored)")
+            raise EpanError(
+                "A target is no class", found=int(wrong[0]), allowed=f"0 to {classes - 1}, or {ignored} (ignored)"
+            )
     return z, torch.where(counts, flat, -1)
 
 
@@ -241,7 +243,9 @@ def _weight(weight: Tensor, z: Tensor, y: Tensor) -> Tensor:
     check_floats(weight, "weight")
     weight = on_device(weight, "weight", z, "logits")
     if weight.shape != z.shape[1:]:
-        raise EpanError("weight needs one number per class", found=f"shape {tuple(weight.shape)}", allowed=f"({z.shape[1]},)")
+        raise EpanError(
+            "weight needs one number per class", found=f"shape {tuple(weight.shape)}", allowed=f"({z.shape[1]},)"
+        )
     return torch.where(y >= 0, weight.detach()[y.clamp(min=0)], 0.0)
 
 
@@ -261,10 +265,41 @@ def _deficit(p: Tensor, n: float | Tensor) -> Tensor:
     return (p * (-n * torch.expm1(p.log() / n))).sum(-1)
 
 
+def _powers(p: Tensor, n: float | Tensor) -> Tensor:
+    """Σ p^(1+1/n) along the last dimension."""
+    if isinstance(n, Tensor):
+        return (p * (p.log() / n).exp()).sum(-1)
+    if n in (1.0, 2.0):
+        return (p * (p if n == 1.0 else p.sqrt())).sum(-1)
+    return p.pow(1.0 + 1.0 / n).sum(-1)
+
+
+def _class_loss(p: Tensor, target: Tensor, gap: Tensor, n: float | Tensor) -> Tensor:
+    """The losses (R,) of classes ``target`` (R,), from ``gap`` = s − x_y = n(1 − b_y); overwrites ``p``.
+
+    n/(n+1) · ([b_y]₊^(n+1) − 1 + (n+1)(1 − b_y) + Σ_{j≠y} p_j b_j), a sum of two terms that are at least zero, so that a
+    small loss has its digits.
+    """
+    if not isinstance(n, Tensor) and math.isinf(n):
+        return gap
+    order = n.squeeze(-1) if isinstance(n, Tensor) else n
+    distance = gap / order
+    below = ((order + 1.0) * torch.log1p(-distance.clamp(max=1.0))).expm1() + (order + 1.0) * distance
+    others = _powers(p.scatter_(1, target.clamp(min=0)[:, None], 0.0), n)
+    return (below.clamp(min=0.0) + others) * (order / (order + 1.0))
+
+
 def _entropy(p: Tensor, n: float | Tensor) -> Tensor:
     if not isinstance(n, Tensor):
         return _deficit(p, n) * (1.0 if math.isinf(n) else n / (n + 1.0))
     return _deficit(p, n) * (n / (n + 1.0)).squeeze(-1)
+
+
+def _excess(p: Tensor, n: float | Tensor) -> Tensor | float:
+    """n Σ p (1 − b)/(n+1), which the Gaussian lacks."""
+    if isinstance(n, Tensor):
+        return _deficit(p, n) / (n.squeeze(-1) + 1.0)
+    return 0.0 if math.isinf(n) else _deficit(p, n) / (n + 1.0)
 
 
 def _entropy_slope(p: Tensor, n: Tensor) -> Tensor:
@@ -280,7 +315,7 @@ def _entropy_slope(p: Tensor, n: Tensor) -> Tensor:
 def _one_hot(y: Tensor, z: Tensor) -> Tensor:
     if y.dim() == 2:
         return y.to(z.dtype)
-    return torch.zeros_like(z).scatter_(1, y.clamp(min=0)[:, None], 1.0)
+    return (torch.arange(z.shape[1], device=z.device) == y[:, None]).to(z.dtype)
 
 
 def _definition(z: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
@@ -315,8 +350,8 @@ def _kernel(order: Tensor | None, handle: int, rows: slice) -> Kernel:
 def _loss(z: Tensor, y: Tensor, order: Tensor | None, handle: int) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N,), row states (3, N, 1) of maximum, level and divisor, and ∂L/∂order (N,), or (0,) without.
 
-    With s = n(1 − max p^(1/n)) ≥ 0 and x = z − max z, a row's loss of class y is s − x_y − (Σ p (s − x))/(n+1), and
-    Σ p (s − x) = n Σ p (1 − p^(1/n)): all terms vanish as the margin is met.
+    With x = z − max z, b = p^(1/n) and s = n(1 − max b), where b_j = 1 − (s − x_j)/n on the support, a row's loss of y is
+    s − ⟨y, x⟩ − n Σ p (1 − b)/(n+1) − H_n(y).
     """
     full = torch.promote_types(z.dtype, torch.float32)
     losses = z.new_empty(z.shape[0], dtype=full)
@@ -334,22 +369,15 @@ def _loss(z: Tensor, y: Tensor, order: Tensor | None, handle: int) -> tuple[Tens
             target = target.to(full)
             inner = torch.where(target > 0, target * x, 0.0).sum(-1)
         p, state, _ = Adaptive().solve(x, None, kernel, with_stats=False)
+        assert n is not None
         if isinstance(n, Tensor):
             n = n.to(full)
-            shift, excess = state.level.squeeze(-1), _deficit(p, n) / (n.squeeze(-1) + 1.0)
-            slopes[rows] = _entropy_slope(p, n)
+            slopes[rows] = _entropy_slope(p, n) - (_entropy_slope(target, n) if target.dim() == 2 else 0.0)
+        gap = _shift(state, kernel) - inner
+        if target.dim() == 1:
+            losses[rows] = torch.where(target >= 0, _class_loss(p, target, gap, n), 0.0)
         else:
-            assert n is not None
-            shift = _shift(state, kernel)
-            excess = 0.0 if math.isinf(n) else _deficit(p, n) / (n + 1.0)
-        loss = shift - inner - excess
-        if target.dim() == 2:
-            loss -= _entropy(target, n)
-            if isinstance(n, Tensor):
-                slopes[rows] -= _entropy_slope(target, n)
-        else:
-            loss = torch.where(target >= 0, loss, 0.0)
-        losses[rows] = loss.clamp_(min=0.0)
+            losses[rows] = (gap - _excess(p, n) - _entropy(target, n)).clamp_(min=0.0)
         for place, value in enumerate((maximum, state.level, state.divisor)):
             states[place, rows] = value
     return losses, states, slopes
@@ -357,11 +385,13 @@ def _loss(z: Tensor, y: Tensor, order: Tensor | None, handle: int) -> tuple[Tens
 
 def _shift(state: Rows, kernel: Kernel) -> Tensor:
     """s = n(1 − max p^(1/n)) of each row, from the level or, for the Gaussian, the sum."""
-    if math.isinf(kernel.order):  # type: ignore[arg-type]
+    order = kernel.order
+    assert order is not None
+    if not isinstance(order, Tensor) and math.isinf(order):
         return state.divisor.log().squeeze(-1)
-    if level_is_log(kernel.order):  # type: ignore[arg-type]
+    if level_is_log(order):
         return state.level.squeeze(-1)
-    return (kernel.order * (1.0 - state.level)).squeeze(-1)  # type: ignore[operator]
+    return (order * (1.0 - state.level)).squeeze(-1)
 
 
 @_loss.register_fake

@@ -47,13 +47,18 @@ class GenerateOptions:
     top_k: Annotated[int | None, Parameter(help="Draw from so many of the likeliest tokens.")] = None
     kernel: Annotated[
         str | None,
-        Parameter(help="Output distribution: gaussian is softmax, biweight 1.5-entmax, … (default: that of the run's loss)."),
+        Parameter(
+            help="Output distribution: gaussian is softmax, biweight 1.5-entmax, … (default: that of the run's loss)."
+        ),
     ] = None
     seed: Annotated[int, Parameter(help="Seed of the draws, and of the test sequence.")] = 0
     samples: Annotated[int, Parameter(help="How many; the second one is the first one of the next seed.")] = 1
-    length: Annotated[int | None, Parameter(help="Length of the test sequence (default: the shortest of training).")] = None
+    length: Annotated[
+        int | None, Parameter(help="Length of the test sequence (default: the shortest of training).")
+    ] = None
     step: Annotated[
-        int | Literal["best"] | None, Parameter(help="Which checkpoint, as for epan eval (default: the newest good one).")
+        int | Literal["best"] | None,
+        Parameter(help="Which checkpoint, as for epan eval (default: the newest good one)."),
     ] = None
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute.")] = "auto"
     json: Annotated[bool, Parameter(negative="", help="Print one JSON object for each sample instead.")] = False
@@ -186,7 +191,9 @@ def _answer(loaded: LoadedRun, question: Question, seed: int, options: GenerateO
         raise
     _show(f"{written.end()}\n", options)
     if options.json:
-        print(formats.dumps(_record(loaded, question, found, seed, temperature, options), ensure_ascii=False), flush=True)
+        print(
+            formats.dumps(_record(loaded, question, found, seed, temperature, options), ensure_ascii=False), flush=True
+        )
     elif question.answer is not None:
         right = _is_right(found, question.answer)
         print("right" if right else f"wrong: the answer is {task.decode(question.answer)}", flush=True)

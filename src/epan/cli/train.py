@@ -135,7 +135,11 @@ def configure(options: TrainOptions) -> RunConfig:
         source = options.out
     config = load_config(source) if source is not None else RunConfig()
     changes = list(options.set)
-    numbered = (("kernel", "polynomial", "order=5"), ("loss", "polynomial", "order=5"), ("normalization", "nearest", "k=16"))
+    numbered = (
+        ("kernel", "polynomial", "order=5"),
+        ("loss", "polynomial", "order=5"),
+        ("normalization", "nearest", "k=16"),
+    )
     for option, name, example in numbered:
         if getattr(options, option) == name:
             raise EpanError(f"The {option} {name!r} needs a number", fix=f"--{option} {name}:{example}")

@@ -52,7 +52,7 @@ def next_distribution(
     if temperature == 0:
         return torch.zeros_like(z).index_fill_(0, z.argmax(), 1.0)
     # Less their maximum, so that no temperature is too low.
-    p = attention_weights((z - z.max()) / temperature, kernel=output_kernel(kernel))
+    p = attention_weights((z - z.max()) / temperature, kernel=output_kernel(kernel, "output distribution"))
     if top_k is None and top_p is None:
         return p
     ordered, tokens = p.sort(descending=True, stable=True)
@@ -117,7 +117,7 @@ def generate(
     start = torch.as_tensor(prompt, device=place)
     if start.dim() != 1 or len(start) == 0 or start.is_floating_point():
         raise EpanError("The prompt must be at least one token, in one row", found=f"shape {tuple(start.shape)}")
-    chosen = model.output_kernel if kernel is None else output_kernel(kernel)
+    chosen = model.output_kernel if kernel is None else output_kernel(kernel, "output distribution")
     draws = torch.Generator().manual_seed(seed)
 
     def choose(logits: Tensor) -> int:

@@ -46,5 +46,5 @@ def append(past: Tensor, new: Tensor) -> Tensor:
     room.memory[:, :, past.shape[2] : length] = new
     room.taken = length
     grown = room.memory[:, :, :length]
-    grown._room = room
+    vars(grown)["_room"] = room
     return grown

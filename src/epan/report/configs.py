@@ -10,7 +10,16 @@ from epan.errors import EpanError
 from epan.report.records import Record, number
 from epan.tasks import get as get_task
 
-__all__ = ["CROSS_ENTROPY", "comparable", "differences", "flatten", "is_method_key", "is_test_key", "loss_of", "trained_lengths"]
+__all__ = [
+    "CROSS_ENTROPY",
+    "comparable",
+    "differences",
+    "flatten",
+    "is_method_key",
+    "is_test_key",
+    "loss_of",
+    "trained_lengths",
+]
 
 # The loss of a run whose record names none.
 CROSS_ENTROPY = "gaussian"

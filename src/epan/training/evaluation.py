@@ -12,7 +12,15 @@ import torch
 from epan import tasks
 from epan.errors import EpanError
 from epan.kernels import Gaussian
-from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, target_probabilities, wilson_interval
+from epan.metrics import (
+    SupportMeter,
+    allowed_keys,
+    count_right,
+    exact_match,
+    next_token_loss,
+    target_probabilities,
+    wilson_interval,
+)
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
 from epan.tasks import Batch, Task

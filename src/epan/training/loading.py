@@ -26,7 +26,17 @@ from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
 from epan.training.untrusted import no_larger_than, shown
 
-__all__ = ["autocast", "best_length", "build_model", "build_task", "evaluate_run", "find_device", "load", "load_run", "model_facts"]
+__all__ = [
+    "autocast",
+    "best_length",
+    "build_model",
+    "build_task",
+    "evaluate_run",
+    "find_device",
+    "load",
+    "load_run",
+    "model_facts",
+]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
