@@ -285,7 +285,7 @@ def _class_loss(p: Tensor, target: Tensor, gap: Tensor, n: float | Tensor) -> Te
     order = n.squeeze(-1) if isinstance(n, Tensor) else n
     distance = gap / order
     below = ((order + 1.0) * torch.log1p(-distance.clamp(max=1.0))).expm1() + (order + 1.0) * distance
-    others = _powers(p.scatter_(1, target.clamp(min=0)[:, None], 0.0), n)
+    others = _powers(p.masked_fill_(_is_target(target, p), 0.0), n)
     return (below.clamp(min=0.0) + others) * (order / (order + 1.0))
 
 
@@ -315,7 +315,12 @@ def _entropy_slope(p: Tensor, n: Tensor) -> Tensor:
 def _one_hot(y: Tensor, z: Tensor) -> Tensor:
     if y.dim() == 2:
         return y.to(z.dtype)
-    return (torch.arange(z.shape[1], device=z.device) == y[:, None]).to(z.dtype)
+    return _is_target(y, z).to(z.dtype)
+
+
+def _is_target(y: Tensor, z: Tensor) -> Tensor:
+    """Where the class of each row is, (N, V) bool: no class of a row that does not count."""
+    return torch.arange(z.shape[1], device=z.device) == y[:, None]
 
 
 def _definition(z: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
@@ -418,7 +423,7 @@ def _gradient(grad: Tensor, z: Tensor, y: Tensor, states: Tensor, order: Tensor 
         if target.dim() == 2:
             out[rows] = p.sub_(target).mul_(factor)
             continue
-        p.scatter_add_(1, target.clamp(min=0)[:, None], -torch.ones_like(factor))
+        p = torch.where(_is_target(target, p), p - 1.0, p)
         # Not a product with 0, which would let a NaN through.
         out[rows] = p.mul_(factor).masked_fill_((target < 0)[:, None], 0.0)
     return out

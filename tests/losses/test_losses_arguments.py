@@ -12,6 +12,7 @@ import epan
 from epan import losses
 from epan.errors import EpanError, UnsupportedError
 from epan.losses import FenchelYoungLoss, KernelSpec, fenchel_young_loss
+from epan.normalizations import _threshold
 
 KERNELS: list[KernelSpec] = ["epanechnikov", "biweight", epan.Polynomial(30.0), "gaussian"]
 
@@ -147,3 +148,24 @@ def test_kernels_without_adaptive_weights_have_no_loss() -> None:
     for kernel in ("cosine", "uniform"):
         with pytest.raises(UnsupportedError, match="no adaptive weights"):
             FenchelYoungLoss(kernel)
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "triweight", epan.Polynomial(torch.tensor(2.5))], ids=str)
+def test_nothing_waits_for_a_device_while_its_work_is_recorded(
+    kernel: KernelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without numbers stand for those on a GPU: whatever looked at one would fail."""
+    z = torch.zeros(6, 200, device="meta", dtype=torch.bfloat16)
+    y = torch.zeros(6, device="meta", dtype=torch.long)
+    kernel = epan.kernels.get(kernel)
+    order = torch.full((6, 1), 2.5, device="meta") if isinstance(kernel.order, torch.Tensor) else None
+
+    def both() -> torch.Tensor:
+        found, states, _ = losses._loss._init_fn(z, y, order, kernel.handle)
+        return losses._gradient._init_fn(found, z, y, states, order, kernel.handle)
+
+    if kernel != epan.Gaussian():
+        with pytest.raises(RuntimeError, match="meta"):
+            both()
+    monkeypatch.setattr(_threshold, "_is_recorded", lambda x: True)
+    assert both().dtype == torch.bfloat16

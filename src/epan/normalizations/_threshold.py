@@ -87,8 +87,7 @@ def _newton(x: Tensor, n: float | Tensor, start: Tensor | None = None, steps: in
         level = x.new_full((*x.shape[:-1], 1), 0.0 if log_form else 1.0)
     tolerance = 4.0 * torch.finfo(x.dtype).eps
     moving: Tensor | None = None
-    # While a CUDA graph is recorded the host cannot see whether all rows have arrived.
-    blind = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    blind = _is_recorded(x)
     for _ in range(min(steps, sufficient_steps(x.shape[-1], n, x.dtype)) if blind else steps):
         advance = _log_step if log_form else _height_step
         step = advance(x, level, n)[1].nan_to_num_(0.0, 0.0, 0.0)  # type: ignore[arg-type]
@@ -100,6 +99,11 @@ def _newton(x: Tensor, n: float | Tensor, start: Tensor | None = None, steps: in
         if not blind and not bool(moving.any()):
             break
     return level
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, so that the host cannot see whether all rows have arrived."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def sufficient_steps(width: int, n: float | Tensor, dtype: torch.dtype) -> int:
