@@ -111,7 +111,7 @@ def fenchel_young_loss(
     --------
     >>> logits = torch.tensor([[2.0, 0.5, 0.0], [0.2, 0.1, 0.0]])
     >>> epan.losses.fenchel_young_loss(logits, torch.tensor([0, 0]), kernel="epanechnikov", reduction="none")
-    tensor([0.0000, 0.2400])
+    tensor([0.0000, 0.2433])
     """
     chosen = output_kernel(kernel)
     if reduction not in REDUCTIONS:

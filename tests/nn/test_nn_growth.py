@@ -39,10 +39,14 @@ def test_gradients_reach_every_step() -> None:
     one, two = piece(2, 1.0).requires_grad_(), piece(1, 2.0).requires_grad_()
     with torch.no_grad():
         early = append(piece(1, 0.0), piece(1, 0.5))
-    grown = append(append(early, one), two)
-    (grown * torch.arange(5.0)[:, None]).sum().backward()
-    assert one.grad[0, 0, :, 0].tolist() == [2.0, 3.0]
+    weight = torch.arange(5.0)[:, None].requires_grad_()
+    before = append(early, one)
+    # What the first product keeps for its gradient must stay.
+    read = (before * weight[:4]).sum()
+    (read + (append(before, two) * weight).sum()).backward()
+    assert one.grad[0, 0, :, 0].tolist() == [4.0, 6.0]
     assert two.grad[0, 0, :, 0].tolist() == [4.0]
+    assert weight.grad[:, 0].tolist() == [0.0, 24.0, 48.0, 48.0, 48.0]
 
 
 def test_inference_mode_may_end_between_two_steps() -> None:

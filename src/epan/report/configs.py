@@ -45,10 +45,13 @@ def comparable(record: Record) -> dict[str, Any]:
 
 
 def loss_of(record: Record) -> str:
-    """The loss that the run was trained with, such as ``biweight``."""
+    """The loss that the run was trained with, such as ``biweight`` or ``polynomial(order=5)``."""
     section = record.run.get("training")
     loss = section.get("loss", CROSS_ENTROPY) if isinstance(section, Mapping) else CROSS_ENTROPY
-    return loss if isinstance(loss, str) else json.dumps(loss)
+    if not isinstance(loss, Mapping):
+        return str(loss)
+    options = ", ".join(f"{key}={value}" for key, value in loss.items() if key != "name")
+    return f"{loss.get('name')}({options})"
 
 
 def _repeats(key: str) -> bool:
