@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from epan.metrics.accuracy import count_right, exact_match
 from epan.metrics.intervals import wilson_interval
+from epan.metrics.likelihood import LikelihoodMeter
 from epan.metrics.loss import next_token_loss, target_probabilities
 from epan.metrics.support import SupportMeter, allowed_keys, empty_rows
 
 __all__ = [
+    "LikelihoodMeter",
     "SupportMeter",
     "allowed_keys",
     "count_right",

@@ -11,14 +11,13 @@ import torch
 
 from epan import tasks
 from epan.errors import EpanError
-from epan.kernels import Gaussian
 from epan.metrics import (
+    LikelihoodMeter,
     SupportMeter,
     allowed_keys,
     count_right,
     exact_match,
     next_token_loss,
-    target_probabilities,
     wilson_interval,
 )
 from epan.metrics.support import RowStats
@@ -222,9 +221,9 @@ class _LengthMeter:
         self.model, self.stats = model, stats
         self.support = SupportMeter()
         self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
-        self.loss = self.surprise = 0.0
+        self.loss = 0.0
+        self.likelihood = LikelihoodMeter(model.output_kernel)
         self.greedy = False
-        self.sparse, self.zeros = not isinstance(model.output_kernel, Gaussian), 0
 
     @torch.no_grad()
     def add(self, batch: Batch, greedy: bool) -> None:
@@ -237,11 +236,7 @@ class _LengthMeter:
         predicted = torch.cat([tokens[:, :1], logits.argmax(dim=-1)], dim=1)
         right, scored = count_right(predicted, tokens, batch.score_mask)
         loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask, self.model.output_kernel)
-        if self.sparse:
-            chances = target_probabilities(logits, tokens, batch.loss_mask, self.model.output_kernel).double()
-            positive = chances[chances > 0]
-            self.zeros += len(chances) - len(positive)
-            self.surprise -= float(positive.log().sum())
+        self.likelihood.add(logits, tokens, batch.loss_mask)
         exact = greedy_exact_match(self.model, batch) if greedy else exact_match(predicted, tokens, batch.score_mask)
         self.greedy = greedy
         self.sequences += len(tokens)
@@ -258,20 +253,9 @@ class _LengthMeter:
             "exact_match_high": high,
             "token_accuracy": self.right / max(1, self.scored),
             "loss": self.loss / max(1, self.loss_tokens),
-            **self._likelihood(),
+            **self.likelihood.result(),
             "sequences": self.sequences,
             "decoding": "greedy" if self.greedy else "teacher-forced",
             **self.support.overall(),
             "per_layer": self.support.per_layer(),
-        }
-
-    def _likelihood(self) -> dict[str, float | None]:
-        if not self.sparse:
-            return {}
-        positive = self.loss_tokens - self.zeros
-        mean = self.surprise / positive if positive else None
-        return {
-            "cross_entropy": None if self.zeros else mean,
-            "cross_entropy_positive": mean,
-            "zero_probability": self.zeros / max(1, self.loss_tokens),
         }
