@@ -2,7 +2,7 @@
 
 A line of ``records.jsonl`` is one run: what it was (``config``, ``seed``, ``method``), where it ran (``hardware``,
 ``environment``, ``commit``, ``command``), how far it came (``status``, ``step``, ``seconds``), and what came out: ``loss``, the
-mean of the last ten logged losses in nats; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in
+mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in
 training; ``bandwidth``, β of each head at the end; ``evaluations``, at the last step, one for each split and length.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ MEASURED = (
     "split", "length", "sequences", "exact_match", "exact_match_low", "exact_match_high", "token_accuracy", "loss",
     "support_size", "density", "empty_rows", "decoding", "overlap", "seed", "precision", "device",
 )  # fmt: skip
+# Of text in place of exact match.
+OF_TEXT = ("loss_per_byte", "bits_per_byte", "perplexity", "tokens", "bytes", "asked", "loss_by_position", "per_layer")
 POINTS, LAST = 100, 10
 # Bytes of one archive at most; gzip may add a little to what cannot be made smaller.
 PIECE = 15 * 2**20
@@ -104,6 +107,7 @@ def compact(
         "seconds": number((ends[-1] if ends else logged[-1][1] if logged else {}).get("elapsed")),
         "loss": _rounded(math.fsum(v for _, v in losses[-LAST:]) / len(losses[-LAST:])) if losses else None,
         "losses": [[step, _rounded(value)] for step, value in _thinned(losses)],
+        "tokens_per_second": _rounded(_speed(line for _, line in logged)),
         "support": _rounded(next((value for value in reversed(supports) if value is not None), None)),
         "bandwidth": {name: [_rounded(b) for b in row] for name, row in betas[-1]["values"].items()} if betas else {},
         "evaluations": _evaluations(kinds.get("eval", []), last),
@@ -121,6 +125,12 @@ def _rounded(value: Any) -> float | None:
     return None if known is None else float(f"{known:.6g}")
 
 
+def _speed(logged: Iterable[Entry]) -> float | None:
+    """The median over the later half of the logged steps; the first ones compile."""
+    known = [value for line in logged if (value := number(line.get("tokens_per_second"))) is not None]
+    return statistics.median(known[len(known) // 2 :]) if known else None
+
+
 def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     if len(points) <= POINTS:
         return points
@@ -131,12 +141,20 @@ def _evaluations(lines: Iterable[Entry], last: int) -> list[Entry]:
     """Of each split and length the largest test at the last step; among equals the later one."""
     best: dict[tuple[str, int], Entry] = {}
     for line in lines:
-        if line.get("step") != last or number(line.get("length")) is None or number(line.get("exact_match")) is None:
+        scored = number(line.get("exact_match", line.get("loss_per_byte")))
+        if line.get("step") != last or number(line.get("length")) is None or scored is None:
             continue
         key = (line.get("split", "test"), line["length"])
         if key not in best or line["sequences"] >= best[key]["sequences"]:
             best[key] = line
-    return [{name: best[key].get(name) for name in MEASURED} for key in sorted(best)]
+    return [_measured(best[key]) for key in sorted(best)]
+
+
+def _measured(test: Entry) -> Entry:
+    if "exact_match" in test:
+        return {name: test.get(name) for name in MEASURED}
+    names = (*(name for name in MEASURED if not name.startswith("exact") and name != "overlap"), *OF_TEXT)
+    return {name: test.get(name) for name in names}
 
 
 def score(record: Mapping[str, Any], split: str, length: int) -> tuple[float, float] | None:

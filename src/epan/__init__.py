@@ -14,6 +14,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import (
         cli,
+        data,
         errors,
         kernels,
         losses,
@@ -72,6 +73,7 @@ _HOME = {
 }
 _MODULES = (
     "cli",
+    "data",
     "errors",
     "kernels",
     "losses",

@@ -34,9 +34,10 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def epan() -> Iterator[Run]:
+def epan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """``epan ARGUMENTS`` as a user runs it; gives code and output."""
-    forks = Forks(MODULES, (), environment())
+    cache = tmp_path_factory.mktemp("cache")
+    forks = Forks(MODULES, (), {**environment(), "EPAN_CACHE": str(cache)})
     yield functools.partial(forks.run, "epan")
     forks.close()
 

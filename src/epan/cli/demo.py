@@ -35,7 +35,13 @@ METHODS = (
 class DemoOptions:
     """Options of ``epan demo``."""
 
-    out: Annotated[Path, Parameter(help="Folder of runs and report (default runs/demo).")] = Path("runs/demo")
+    text: Annotated[
+        str | None,
+        Parameter(help="Learn to write like this text instead: a file, a folder or a glob; one model, bytes."),
+    ] = None
+    out: Annotated[
+        Path | None, Parameter(help="Folder of runs and report (default runs/demo, with --text runs/text).")
+    ] = None
     seeds: Annotated[int, Parameter(help="Seeds of every method (default 1; each takes as long again).")] = 1
     workers: Annotated[
         int | None, Parameter(help="Runs at a time, one thread each (default: one per core, at most 5).")
@@ -75,6 +81,11 @@ def demo(*, options: DemoOptions | None = None) -> int:
     Takes a few minutes on two CPU cores. The same command goes on where an interrupted demo stopped.
     """
     options = options or DemoOptions()
+    if options.text is not None:
+        from epan.cli.textdemo import text_demo
+
+        return text_demo(options.text, options.out or Path("runs/text"), options.quick)
+    out = options.out or Path("runs/demo")
     if options.seeds < 1:
         raise EpanError("The demo needs at least one seed", found=options.seeds, fix="--seeds 1")
     if options.workers is not None and options.workers < 1:
@@ -85,16 +96,16 @@ def demo(*, options: DemoOptions | None = None) -> int:
     start = time.monotonic()
     planned = configs(options.seeds, options.quick)
     workers = min(len(METHODS), cores()) if options.workers is None else options.workers
-    make_room(options.out, planned)
+    make_room(out, planned)
     first = planned[0]
     print(
         f"Memory Mosaics with {len(METHODS)} attention methods on {first.task.name}: {first.steps} steps each, "
-        f"{workers} at a time. Everything is kept in {options.out}",
+        f"{workers} at a time. Everything is kept in {out}",
         flush=True,
     )
     shown = show_sweep()
     try:
-        result = run_sweep(planned, options.out, workers=workers, threads=1, progress=shown, validate=False)
+        result = run_sweep(planned, out, workers=workers, threads=1, progress=shown, validate=False)
     finally:
         shown.close()
     if result.interrupted:
@@ -103,7 +114,7 @@ def demo(*, options: DemoOptions | None = None) -> int:
     for state in result.states:
         if state.status == "failed":
             print(f"FAILED {state.label}: {state.message}")
-    _conclude(options.out, start)
+    _conclude(out, start)
     return result.exit_code
 
 

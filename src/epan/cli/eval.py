@@ -27,6 +27,12 @@ class EvalOptions:
         Parameter(help="Token by token, or the one pass that gives the same exact match."),
     ] = None
     seed: Annotated[int | None, Parameter(help="Seed of the test sequences.")] = None
+    split: Annotated[
+        Literal["test", "validation", "train"], Parameter(help="Which sequences, or which part of the run's text.")
+    ] = "test"
+    text: Annotated[
+        str | None, Parameter(help="Another text to test a run on that learnt from text: a file, a folder, a glob.")
+    ] = None
     step: Annotated[
         int | Literal["best"] | None,
         Parameter(
@@ -70,6 +76,8 @@ def evaluate(
             sequences=options.sequences,
             decoding=options.decoding,
             seed=options.seed,
+            split=options.split,
+            text=options.text,
             step=options.step,
             device=options.device,
             append=not options.dry,

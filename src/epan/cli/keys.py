@@ -31,9 +31,9 @@ def _settings(config: Any, path: str) -> list[tuple[str, str, str]]:
 
 
 def _task_options(config: RunConfig) -> list[tuple[str, str, str]]:
-    from epan import tasks
+    from epan.training.loading import find_task
 
-    task = tasks.get(config.task.name, **config.task.options)
+    task = find_task(config.task)
     shown = f"of the task {config.task.name}"
     return [(f"task.options.{key}", _text(value), shown) for key, value in task.config().items() if key != "name"]
 
@@ -41,8 +41,13 @@ def _task_options(config: RunConfig) -> list[tuple[str, str, str]]:
 def _model_options(config: RunConfig) -> list[tuple[str, str, str]]:
     from epan import models
 
-    # The task gives the size of the vocabulary; kernel and normalization are keys of their own.
-    elsewhere = {"vocab_size": 1, "kernel": config.model.kernel, "normalization": config.model.normalization}
+    # The task gives the vocabulary; kernel and normalization are keys of their own.
+    elsewhere = {
+        "vocab_size": 1,
+        "document_token": None,
+        "kernel": config.model.kernel,
+        "normalization": config.model.normalization,
+    }
     made = models.config_of(config.model.name, {**elsewhere, **config.model.options})
     shown = f"of the model {config.model.name}"
     values = dataclasses.asdict(made).items()

@@ -100,6 +100,9 @@ def notes(
 
 def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
     """The eval records of one run as a table."""
+    if entries and "exact_match" not in entries[0]:
+        _text_table(entries)
+        return
     columns = [
         "length",
         "exact match",
@@ -133,6 +136,26 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
         }
         rows.append([cells[column] for column in columns])
     print_table(columns, rows)
+
+
+def _text_table(entries: Sequence[Mapping[str, Any]]) -> None:
+    """The eval records of a run that learnt from text."""
+    # The loss of a sparse output distribution is in no unit, and its cross-entropy may be infinite.
+    sparse = any("zero_probability" in entry for entry in entries)
+    unit = "loss" if sparse else "nats"
+    cells = {
+        "length": lambda entry: f"{entry.get('length', '-')}",
+        f"{unit}/token": lambda entry: number(entry.get("loss"), 4),
+        f"{unit}/byte": lambda entry: number(entry.get("loss_per_byte"), 4),
+        "bits/byte": lambda entry: number(entry.get("bits_per_byte"), 4),
+        "perplexity": lambda entry: number(entry.get("perplexity"), 4),
+        **({"targets with p=0": lambda entry: share(entry.get("zero_probability"))} if sparse else {}),
+        "keys/query": lambda entry: number(entry.get("support_size")),
+        "density": lambda entry: share(entry.get("density")),
+        "tokens": lambda entry: f"{entry.get('tokens', 0):,}",
+        "text": lambda entry: str(entry.get("split", "-")),
+    }
+    print_table([*cells], [[cell(entry) for cell in cells.values()] for entry in entries])
 
 
 def lengths(values: Sequence[str], option: str, example: str = "64,128,256") -> tuple[int, ...]:

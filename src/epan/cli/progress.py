@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from epan._version import __version__
 from epan.cli.bars import Bars
-from epan.cli.output import console, duration, evaluation_table, is_terminal, notes, share
+from epan.cli.output import console, duration, evaluation_table, is_terminal, notes, number, share
 from epan.training import EvaluationInfo, Progress, RunConfig, RunResult, StartInfo, StepInfo
 
 __all__ = ["BarProgress", "LineProgress", "for_run"]
@@ -22,11 +24,16 @@ def for_run(config: RunConfig) -> LineProgress | BarProgress:
 
 def header(config: RunConfig, info: StartInfo) -> list[str]:
     """The first lines of a run: what is trained, how large it is, where it runs, on which data, where it is kept."""
-    from epan import tasks
+    from epan.data.text import Text
+    from epan.training.loading import build_task
 
-    task = tasks.get(config.task.name, **config.task.options)
+    task = build_task(config)
     low, high = config.lengths or task.train_lengths
     data = f"{config.task.name}, lengths {low}" + (f" to {high}" if high > low else "")
+    if isinstance(task, Text):
+        corpus = task.corpus
+        share = config.batch * config.steps / task.windows("train", task.context)
+        data = f"{corpus.count('train'):,} tokens ({corpus.tokenizer.name}), hash {corpus.hash[:12]}, context {high}, {share:.3g} epochs"
     threads = f", {info.threads} thread{'s' if info.threads != 1 else ''}" if info.device == "cpu" else ""
     start = f", resumed from step {info.step:,}" if info.step else ""
     return [
@@ -46,6 +53,12 @@ def step_line(info: StepInfo) -> str:
 
 def _notes(info: StepInfo) -> list[str]:
     return notes(info.remaining, info.loss, info.support, info.tokens_per_second)
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    if "exact_match" in result:
+        return f"exact match {share(result['exact_match'])}"
+    return f"loss {number(result.get('loss'), 4)}, {number(result.get('bits_per_byte'), 4)} bits a byte"
 
 
 class LineProgress(Progress):
@@ -68,8 +81,7 @@ class LineProgress(Progress):
 
     def on_evaluation(self, info: EvaluationInfo) -> None:
         if info.result is not None:
-            exact = share(info.result.get("exact_match"))
-            print(f"tested at step {info.step}, length {info.length}: exact match {exact}", flush=True)
+            print(f"tested at step {info.step}, length {info.length}: {_told(info.result)}", flush=True)
 
     def on_event(self, message: str) -> None:
         print(message, flush=True)
@@ -98,7 +110,7 @@ class BarProgress(Progress):
         if self._bars is not None:
             told = [f"length {info.length}"]
             if info.result is not None:
-                told.append(f"exact match {share(info.result.get('exact_match'))}")
+                told.append(_told(info.result))
             self._bars.update("testing", info.done, info.total, told)
 
     def on_event(self, message: str) -> None:

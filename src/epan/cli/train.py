@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -32,6 +33,19 @@ class TrainOptions:
 
     task: Annotated[
         str | None, Parameter(group=WHAT, help="Task, such as reverse (default), sort, copy, mqar, mqmtar, parity.")
+    ] = None
+    text: Annotated[
+        str | None,
+        Parameter(
+            group=WHAT,
+            help="Text to learn in place of a task: a file, a folder, a glob, a folder of tokens, or hf:NAME.",
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        Parameter(
+            group=WHAT, help="Of text: bytes (default), bpe:size=8192, hf:NAME, or the path of a tokenizer.json."
+        ),
     ] = None
     model: Annotated[str | None, Parameter(group=WHAT, help="Model: memory_mosaic (default) or transformer.")] = None
     kernel: Annotated[
@@ -75,7 +89,10 @@ class TrainOptions:
     lengths: Annotated[
         tuple[str, ...],
         Parameter(
-            group=HOW, negative="", consume_multiple=True, help="Shortest and longest training length, such as 32,64."
+            group=HOW,
+            negative="",
+            consume_multiple=True,
+            help="Shortest and longest training length, such as 32,64; of text the context, such as 512.",
         ),
     ] = ()
     test_lengths: Annotated[
@@ -106,6 +123,7 @@ class TrainOptions:
 # Flat option: key of the config.
 _KEYS = {
     "task": "task.name",
+    "tokenizer": "task.options.tokenizer",
     "model": "model.name",
     "kernel": "model.kernel",
     "normalization": "model.normalization",
@@ -128,13 +146,19 @@ def configure(options: TrainOptions) -> RunConfig:
     ------
     EpanError: an unknown key, a wrong value, or lengths that are not two numbers.
     """
-    from epan.training import RunConfig, load_config, override
+    from epan.training import RunConfig, TaskConfig, load_config, override
 
     source = options.config
     if source is None and options.resume and options.out is not None:
         source = options.out
     config = load_config(source) if source is not None else RunConfig()
     changes = list(options.set)
+    if options.text is not None:
+        if options.task is not None:
+            raise EpanError("A run learns a task or text", found=f"--task {options.task} --text {options.text}")
+        if config.task.name != "text":
+            config = dataclasses.replace(config, task=TaskConfig("text"))
+        changes += [f"task.options.path={json.dumps(options.text)}"]
     numbered = (
         ("kernel", "polynomial", "order=5"),
         ("loss", "polynomial", "order=5"),
@@ -161,7 +185,7 @@ def configure(options: TrainOptions) -> RunConfig:
 
 
 def train(*, options: TrainOptions | None = None) -> int:
-    """Train one model on one task, test it, and keep record and checkpoints in a run folder.
+    """Train one model on one task or on text, test it, and keep record and checkpoints in a run folder.
 
     Ctrl-C saves a checkpoint; --resume goes on from it. On several GPUs: torchrun --nproc-per-node 2 -m epan train …
     """
@@ -172,8 +196,10 @@ def train(*, options: TrainOptions | None = None) -> int:
     if options.resume and options.out is None:
         raise EpanError("--resume needs the run to go on with", fix="add --out RUN")
     from epan import training
-    from epan.cli import progress
+    from epan.cli import building, progress
 
+    if is_main():
+        building.show(config)
     with in_options():
         training.check(config)
     # Of several processes one speaks.

@@ -104,11 +104,12 @@ class SupportMeter:
         name: the statistics key.
         stats: threshold, support_size and partition, each (B, H, L).
         valid: (B, L) bool, False at padding.
-        allowed: (L,) integers, the keys each query may see.
+        allowed: (L,) or (B, L) integers, the keys each query may see.
         """
         support = stats.support_size
         allowed = allowed.to(support.device)
-        counted = (valid & (allowed > 0))[:, None, :]
+        allowed = allowed[:, None] if allowed.dim() == 2 else allowed
+        counted = valid[:, None] & (allowed > 0)
         rows = counted.sum() * support.shape[1]
         share = support.double() / allowed.clamp(min=1)
         sums = torch.stack(

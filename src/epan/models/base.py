@@ -56,6 +56,11 @@ class LanguageModel(nn.Module, ABC):
     def bandwidths(self) -> dict[str, Tensor]:
         """The current inverse temperature β of each head, (H,), by layer name; detached."""
 
+    def begins(self, tokens: Tensor) -> Tensor | None:
+        """Which of the next tokens (B, t) begin a document; None for a model that knows no documents."""
+        token = self.config.document_token
+        return None if token is None else tokens == token
+
     def run_block(self, block: nn.Module, *inputs: Any) -> Any:
         """``block(*inputs)``, as ``gradient_checkpointing`` says."""
         if self.gradient_checkpointing and torch.is_grad_enabled():

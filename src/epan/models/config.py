@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..errors import EpanError, unknown_name
 
-__all__ = ["check_choice", "check_count", "check_flag", "check_probability", "make_config"]
+__all__ = ["check_choice", "check_count", "check_document_token", "check_flag", "check_probability", "make_config"]
 
 C = TypeVar("C")
 
@@ -26,6 +26,14 @@ def check_flag(name: str, value: object) -> None:
     """Raise EpanError unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise EpanError(f"{name} must be true or false", found=value)
+
+
+def check_document_token(value: object, vocab_size: int) -> None:
+    """Raise EpanError unless ``value`` is None or a token."""
+    if value is not None:
+        check_count("document_token", value, 0)
+        if value >= vocab_size:  # type: ignore[operator]
+            raise EpanError("document_token is no token", found=value, allowed=f"0 to {vocab_size - 1}")
 
 
 def check_probability(name: str, value: object) -> None:

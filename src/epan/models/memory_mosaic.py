@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from ..errors import EpanError
 from ..kernels import get as get_kernel
 from ..nn import ContextualCache, ContextualMemory, PersistentMemory, SwiGLU, similarity_for
+from ..nn.documents import Documents
 from ..nn.heads import head_size, with_stats
 from ..normalizations import get as get_normalization
 from ..ops import Stats
 from .base import LanguageModel, check_tokens, make_embedding
-from .config import check_choice, check_count, check_flag, check_probability
+from .config import check_choice, check_count, check_document_token, check_flag, check_probability
 
 __all__ = ["BlockCache", "MemoryMosaic", "MemoryMosaicConfig"]
 
@@ -43,6 +44,7 @@ class MemoryMosaicConfig:
     short_window: split the contextual memory in two (version 2): a short-term memory of the last ``short_window`` pairs
         and a long-term memory of the pairs at least ``long_skip`` steps back, each with its own extractors, summed.
     long_skip: None: a quarter of ``short_window``, so that the two overlap (published: 64 of 256).
+    document_token: the token that begins a document, of which nothing is read by the documents after it; None: one document.
     compat: for comparisons with published code only. "shifted-mask": the query at i reads the pairs up to i − 2, not i − 1,
         as one of its models does for NormReLU, ReLUmax and top-k uniform.
     """
@@ -64,6 +66,7 @@ class MemoryMosaicConfig:
     short_window: int | None = None
     long_skip: int | None = None
     compat: str | None = None
+    document_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "heads", "width"):
@@ -74,6 +77,7 @@ class MemoryMosaicConfig:
         for name in ("learn_order", "adaptive_bandwidth", "gated_keys"):
             check_flag(name, getattr(self, name))
         check_probability("dropout", self.dropout)
+        check_document_token(self.document_token, self.vocab_size)
         check_choice("persistent memory", self.persistent, PERSISTENT_KINDS)
         if self.compat is not None:
             check_choice("compat", self.compat, COMPAT)
@@ -166,17 +170,17 @@ class Block(nn.Module):
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + F.dropout(branch, self.dropout, self.training and self.dropout > 0)
 
-    def forward(self, x: Tensor, return_stats: bool) -> tuple[Tensor, dict[str, Stats]]:
+    def forward(self, x: Tensor, return_stats: bool, documents: Documents | None) -> tuple[Tensor, dict[str, Stats]]:
         found: dict[str, Stats | None] = {}
         normed = self.contextual_norm(x)
         for name, memory in self.contextual.items():
-            out, found[name] = with_stats(memory(normed, return_stats))
+            out, found[name] = with_stats(memory(normed, return_stats, documents))
             x = self._add(x, out)
         normed = self.persistent_norm(x)
         if isinstance(self.persistent, SwiGLU):
             out = self.persistent(normed)
         else:
-            out, found["persistent"] = with_stats(self.persistent(normed, return_stats))
+            out, found["persistent"] = with_stats(self.persistent(normed, return_stats, documents))
         return self._add(x, out), {name: stats for name, stats in found.items() if stats is not None}
 
     def init_cache(self, batch_size: int, device: torch.device | None, dtype: torch.dtype | None) -> BlockCache:
@@ -185,11 +189,11 @@ class Block(nn.Module):
             return BlockCache(contextual, None)
         return BlockCache(contextual, self.persistent.init_cache(batch_size, device, dtype))
 
-    def step(self, x: Tensor, cache: BlockCache) -> tuple[Tensor, BlockCache]:
+    def step(self, x: Tensor, cache: BlockCache, begins: Tensor | None) -> tuple[Tensor, BlockCache]:
         contextual: dict[str, ContextualCache] = {}
         normed = self.contextual_norm(x)
         for name, memory in self.contextual.items():
-            out, contextual[name] = memory.step(normed, cache.contextual[name])  # type: ignore[operator]
+            out, contextual[name] = memory.step(normed, cache.contextual[name], begins)  # type: ignore[operator]
             x = self._add(x, out)
         normed = self.persistent_norm(x)
         state = cache.persistent
@@ -197,7 +201,7 @@ class Block(nn.Module):
             out = self.persistent(normed)
         else:
             assert state is not None
-            out, state = self.persistent.step(normed, state)
+            out, state = self.persistent.step(normed, state, begins)
         return self._add(x, out), BlockCache(contextual, state)
 
 
@@ -231,10 +235,11 @@ class MemoryMosaic(LanguageModel):
 
     def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:
         check_tokens(tokens, self.config.vocab_size)
+        documents = Documents.of(tokens, self.config.document_token)
         x = self.embedding(tokens)
         stats: dict[str, Stats] = {}
         for number, layer in enumerate(self.layers):
-            x, found = self.run_block(layer, x, return_stats)
+            x, found = self.run_block(layer, x, return_stats, documents)
             stats.update({f"layers.{number}.{name}": value for name, value in found.items()})
         return (self._logits(x), stats) if return_stats else self._logits(x)
 
@@ -246,10 +251,11 @@ class MemoryMosaic(LanguageModel):
 
     def step(self, tokens: Tensor, cache: tuple[BlockCache, ...]) -> tuple[Tensor, tuple[BlockCache, ...]]:
         check_tokens(tokens, self.config.vocab_size)
+        begins = self.begins(tokens)
         x = self.embedding(tokens)
         after: list[BlockCache] = []
         for layer, state in zip(self.layers, cache, strict=True):
-            x, state = layer.step(x, state)  # type: ignore[operator]
+            x, state = layer.step(x, state, begins)  # type: ignore[operator]
             after.append(state)
         return self._logits(x), tuple(after)
 

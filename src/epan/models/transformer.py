@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from ..errors import EpanError
 from ..kernels import get as get_kernel
 from ..nn import AttentionCache, GELUFeedForward, KernelAttention, SwiGLU, similarity_for
+from ..nn.documents import Documents
 from ..nn.heads import head_size, init_linear, with_stats
 from ..nn.length_scaling import LENGTH_SCALINGS
 from ..nn.positions import POSITIONS
 from ..normalizations import get as get_normalization
 from ..ops import Stats
 from .base import LanguageModel, check_tokens, make_embedding
-from .config import check_choice, check_count, check_flag, check_probability
+from .config import check_choice, check_count, check_document_token, check_flag, check_probability
 
 __all__ = ["Transformer", "TransformerConfig"]
 
@@ -42,6 +43,7 @@ class TransformerConfig:
     tie_head: the head is the embedding. dropout: on weights, hidden layers and residual branches.
     learn_scale, learn_order: learn β, or the order of a polynomial kernel, one per head and layer.
     rope_base: base of the rotary angles.
+    document_token: the token that begins a document, of which nothing is read by the documents after it; None: one document.
     """
 
     vocab_size: int
@@ -62,6 +64,7 @@ class TransformerConfig:
     learn_scale: bool = False
     learn_order: bool = False
     rope_base: float = 10_000.0
+    document_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "heads", "width"):
@@ -72,6 +75,7 @@ class TransformerConfig:
         for name in ("qk_norm", "tie_head", "learn_scale", "learn_order"):
             check_flag(name, getattr(self, name))
         check_probability("dropout", self.dropout)
+        check_document_token(self.document_token, self.vocab_size)
         check_choice("kind of positions", self.positions, POSITIONS)
         check_choice("norm", self.norm, NORMS)
         check_choice("feed-forward layer", self.feed_forward, FEED_FORWARDS)
@@ -125,14 +129,15 @@ class Block(nn.Module):
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + F.dropout(branch, self.dropout, self.training and self.dropout > 0)
 
-    def forward(self, x: Tensor, return_stats: bool) -> tuple[Tensor, Stats | None]:
+    def forward(self, x: Tensor, return_stats: bool, documents: Documents | None) -> tuple[Tensor, Stats | None]:
         normed = self.attention_norm(x)
-        out, stats = with_stats(self.attention(normed, is_causal=True, return_stats=return_stats))
+        found = self.attention(normed, is_causal=True, return_stats=return_stats, documents=documents)
+        out, stats = with_stats(found)
         x = self._add(x, out)
         return self._add(x, self.feed_forward(self.feed_forward_norm(x))), stats
 
-    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
-        out, cache = self.attention.step(self.attention_norm(x), cache)
+    def step(self, x: Tensor, cache: AttentionCache, begins: Tensor | None) -> tuple[Tensor, AttentionCache]:
+        out, cache = self.attention.step(self.attention_norm(x), cache, begins)
         x = self._add(x, out)
         return self._add(x, self.feed_forward(self.feed_forward_norm(x))), cache
 
@@ -168,10 +173,11 @@ class Transformer(LanguageModel):
 
     def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:
         check_tokens(tokens, self.config.vocab_size)
+        documents = Documents.of(tokens, self.config.document_token)
         x = self.embedding(tokens)
         found: dict[str, Stats] = {}
         for number, layer in enumerate(self.layers):
-            x, stats = self.run_block(layer, x, return_stats)
+            x, stats = self.run_block(layer, x, return_stats, documents)
             if stats is not None:
                 found[f"layers.{number}.attention"] = stats
         return (self._logits(x), found) if return_stats else self._logits(x)
@@ -184,10 +190,11 @@ class Transformer(LanguageModel):
 
     def step(self, tokens: Tensor, cache: tuple[AttentionCache, ...]) -> tuple[Tensor, tuple[AttentionCache, ...]]:
         check_tokens(tokens, self.config.vocab_size)
+        begins = self.begins(tokens)
         x = self.embedding(tokens)
         after: list[AttentionCache] = []
         for layer, state in zip(self.layers, cache, strict=True):
-            x, state = layer.step(x, state)  # type: ignore[operator]
+            x, state = layer.step(x, state, begins)  # type: ignore[operator]
             after.append(state)
         return self._logits(x), tuple(after)
 

@@ -12,6 +12,7 @@ from .bandwidth import (
     radius_of_random_keys,
     similarity_for,
 )
+from .documents import Documents
 from .extractors import KeyExtractor, ValueExtractor
 from .feedforward import GELUFeedForward, SwiGLU
 from .leaky_average import GatedLeakyAverage, LeakyAverage, leaky_average
@@ -25,6 +26,7 @@ __all__ = [
     "ContextualCache",
     "ContextualMemory",
     "ContextualScale",
+    "Documents",
     "GELUFeedForward",
     "GatedLeakyAverage",
     "HeadScale",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ..errors import EpanError
 from ..kernels import get as get_kernel
 from ..normalizations import get as get_normalization
-from ..ops import Stats, attention
+from ..ops import Stats, attention, attention_varlen
 from ._growth import append
 from .bandwidth import HeadScale, LearnableOrder, initial_scale, similarity_for
+from .documents import Documents, pack, starts_after, unpack, unpack_stats
 from .heads import head_size, init_linear, merge_heads, split_heads, with_stats
 from .length_scaling import make_length_scaling
 from .memories import KernelSpec, NormalizationSpec
@@ -23,10 +24,11 @@ __all__ = ["AttentionCache", "KernelAttention"]
 
 
 class AttentionCache(NamedTuple):
-    """Keys and values of the s steps so far, (B, key heads, s, D)."""
+    """Keys and values of the s steps so far, (B, key heads, s, D), and where the newest document began, (B,) int64."""
 
     keys: Tensor
     values: Tensor
+    start: Tensor
 
 
 class KernelAttention(nn.Module):
@@ -125,7 +127,7 @@ class KernelAttention(nn.Module):
             q, k = rotate(q, first, self.rope_base), rotate(k, first, self.rope_base)
         return q, k.to(q.dtype), v.to(q.dtype)
 
-    def _scale(self, x: Tensor, first: int) -> float | Tensor:
+    def _scale(self, x: Tensor, first: int | Tensor) -> float | Tensor:
         scale: float | Tensor = self.initial_scale
         if self.scale is not None:
             scale = self.scale.current()[:, None, None]
@@ -136,6 +138,55 @@ class KernelAttention(nn.Module):
         if positioned:
             factor = torch.cat([factor, factor.new_ones(factor.shape[0], positioned, *factor.shape[2:])], dim=1)
         return scale * factor
+
+    def _slopes(self, x: Tensor) -> Tensor | None:
+        if self.slopes is None:
+            return None
+        return torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def _settings(self, *, packed: bool = False) -> dict[str, Any]:
+        return {
+            "dropout_p": self.dropout if self.training else 0.0,
+            "kernel": self.kernel if self.order is None else self.order(packed=packed),
+            "normalization": self.normalization,
+            "similarity": self.similarity,
+        }
+
+    def _attend_documents(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, documents: Documents, return_stats: bool
+    ) -> tuple[Tensor, Stats | None]:
+        """Causal attention of each document over itself."""
+        batch, heads, steps, _ = q.shape
+        scale = self._scale(x, documents.position)
+        if isinstance(scale, Tensor):
+            scale = pack(scale.expand(batch, heads, steps, 1))
+        if self.kv_heads != self.heads:
+            k, v = (part.repeat_interleave(self.heads // self.kv_heads, 1) for part in (k, v))
+        result = attention_varlen(
+            pack(q),
+            pack(k),
+            pack(v),
+            documents.offsets,
+            documents.offsets,
+            steps,
+            steps,
+            scale=scale,
+            window=(None, 0),
+            alibi_slopes=self._slopes(x),
+            return_stats=return_stats,
+            **self._settings(packed=True),
+        )
+        out, stats = with_stats(result)
+        return self.output(merge_heads(unpack(out, batch))), None if stats is None else unpack_stats(stats, batch)
+
+    def _mask(self, start: Tensor, first: int, keys: int, slopes: Tensor | None) -> Tensor:
+        """What each new query adds to its scores: −inf before ``start`` (B, t), where its document began, and ALiBi's part."""
+        j = torch.arange(keys, device=start.device)
+        seen = (j >= start[..., None])[:, None]
+        if slopes is None:
+            return seen
+        i = torch.arange(first, first + start.shape[1], device=start.device)
+        return torch.where(seen, -slopes[:, None, None] * (i[:, None] - j).abs(), -math.inf)
 
     def _attend(
         self,
@@ -148,30 +199,30 @@ class KernelAttention(nn.Module):
         causal: bool,
         attn_mask: Tensor | None,
         return_stats: bool,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Stats | None]:
-        slopes = None
-        if self.slopes is not None:
-            slopes = torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-            if first > 0:
-                # Loads torch._dynamo, which takes most of a second.
-                from torch.nn.attention.bias import causal_lower_right
+        slopes: Tensor | None = self._slopes(x)
+        place: int | Tensor = first
+        if start is not None:
+            attn_mask, slopes = self._mask(start, first, k.shape[2], slopes), None
+            place = torch.arange(first, first + q.shape[2], device=start.device) - start
+        if slopes is not None and first > 0:
+            # Loads torch._dynamo, which takes most of a second.
+            from torch.nn.attention.bias import causal_lower_right
 
-                # Distances, too, must count from the lower right when the queries are the newest of the keys.
-                attn_mask = causal_lower_right(q.shape[2], k.shape[2])
+            # Distances, too, must count from the lower right when the queries are the newest of the keys.
+            attn_mask = causal_lower_right(q.shape[2], k.shape[2])
         result = attention(
             q,
             k,
             v,
             attn_mask=attn_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self._scale(x, first),
+            scale=self._scale(x, place),
             enable_gqa=self.kv_heads != self.heads,
-            kernel=self.kernel if self.order is None else self.order(),
-            normalization=self.normalization,
-            similarity=self.similarity,
             window=(None, first) if causal else None,
             alibi_slopes=slopes,
             return_stats=return_stats,
+            **self._settings(),
         )
         out, stats = with_stats(result)
         return self.output(merge_heads(out)), stats
@@ -184,11 +235,22 @@ class KernelAttention(nn.Module):
         is_causal: bool = False,
         attn_mask: Tensor | None = None,
         return_stats: bool = False,
+        documents: Documents | None = None,
     ) -> Tensor | tuple[Tensor, Stats]:
-        """Attention of x over itself, or over ``context``; ``attn_mask`` as in :func:`epan.attention`."""
+        """Attention of x over itself, or over ``context``; ``attn_mask`` as in :func:`epan.attention`.
+
+        With ``documents``, which are for causal attention of x over itself, each is a sequence of its own.
+        """
+        if documents is not None and (not is_causal or context is not None or attn_mask is not None):
+            raise EpanError(
+                "Documents are for causal attention over the sequence itself", fix="pass is_causal=True alone"
+            )
         q, k, v = self._project(x, x if context is None else context, 0)
         if is_causal and context is not None:
             raise EpanError("is_causal has no meaning with a context", fix="pass attn_mask")
+        if documents is not None:
+            out, stats = self._attend_documents(x, q, k, v, documents, return_stats)
+            return out if stats is None else (out, stats)
         out, stats = self._attend(x, q, k, v, first=0, causal=is_causal, attn_mask=attn_mask, return_stats=return_stats)
         return out if stats is None else (out, stats)
 
@@ -198,12 +260,16 @@ class KernelAttention(nn.Module):
         """The cache before the first step."""
         size = self.query.weight.shape[0] // self.heads
         blank = self.query.weight.new_zeros(batch_size, self.kv_heads, 0, size, device=device, dtype=dtype)
-        return AttentionCache(blank, blank)
+        return AttentionCache(blank, blank, torch.zeros(batch_size, dtype=torch.int64, device=blank.device))
 
-    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
-        """Causal outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
+    def step(self, x: Tensor, cache: AttentionCache, begins: Tensor | None = None) -> tuple[Tensor, AttentionCache]:
+        """Causal outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays.
+
+        Where ``begins`` (B, t) is True a document begins, which reads nothing of those before it.
+        """
         first = cache.keys.shape[2]
+        start = None if begins is None or not x.shape[1] else starts_after(begins, cache.start, first)
         q, k, v = self._project(x, x, first)
         k, v = append(cache.keys, k), append(cache.values, v)
-        out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False)
-        return out, AttentionCache(k, v)
+        out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False, start=start)
+        return out, AttentionCache(k, v, cache.start if start is None else start[:, -1])

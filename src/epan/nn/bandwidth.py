@@ -204,6 +204,6 @@ class LearnableOrder(PerHead, nn.Module):
         """n per head, (H,)."""
         return 1 + F.softplus(self.order)
 
-    def forward(self) -> Polynomial:
-        """The kernel of this step, its order (H, 1, 1)."""
-        return Polynomial(order=self.current()[:, None, None])
+    def forward(self, *, packed: bool = False) -> Polynomial:
+        """The kernel of this step, its order (H, 1, 1), or (H, 1) for packed sequences."""
+        return Polynomial(order=self.current()[:, None] if packed else self.current()[:, None, None])

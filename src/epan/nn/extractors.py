@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ._unit import unit_norm
+from .documents import begin_anew
 from .heads import PerHead, init_linear, split_heads
 from .leaky_average import GatedLeakyAverage, LeakyAverage, unit_leaky_average
 
@@ -24,7 +25,7 @@ class KeyExtractor(PerHead, nn.Module):
 
     Shapes: x (B, T, d) and an optional state (B, H, d/H), the average before its unit norm, give the keys
     (B, H, T, d/H), in the dtype of the projection, and the state after the last step, which is kept in at least float32:
-    it is the only thing that is carried over every step.
+    it is the only thing that is carried over every step. Where ``begins`` (B, T) is True, nothing is carried over.
 
     Source: Zhang et al. 2405.06394; gated: 2507.03285.
     """
@@ -40,12 +41,14 @@ class KeyExtractor(PerHead, nn.Module):
             if isinstance(module, nn.Linear):
                 init_linear(module)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None = None, begins: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raw = split_heads(self.projection(x), self.heads)
         if isinstance(self.average, GatedLeakyAverage):
             averaged, rate = self.average.drive(raw, x)
         else:
             averaged, rate = raw, self.average.rate
+        if begins is not None:
+            rate = begin_anew(rate, begins)
         keys, state = unit_leaky_average(averaged, rate, state)
         # Under autocast attention would round to this dtype anyway.
         return keys.to(raw.dtype), state

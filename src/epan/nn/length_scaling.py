@@ -14,10 +14,12 @@ __all__ = ["LENGTH_SCALINGS", "ASEntmax", "SSMax", "make_length_scaling"]
 LENGTH_SCALINGS = ("asentmax", "ssmax")
 
 
-def _log_position(first: int, steps: int, like: Tensor) -> Tensor:
-    """log(pos + 2), (T,), at least float32: positive from position 0 on."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.log(torch.arange(first + 2, first + 2 + steps, device=like.device, dtype=dtype))
+def _log_position(first: int | Tensor, x: Tensor) -> Tensor:
+    """log(pos + 2), (T,) or (B, T), at least float32: positive from position 0 on."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if isinstance(first, Tensor):
+        return torch.log((first + 2).to(dtype))
+    return torch.log(torch.arange(first + 2, first + 2 + x.shape[1], device=x.device, dtype=dtype))
 
 
 class ASEntmax(nn.Module):
@@ -28,7 +30,7 @@ class ASEntmax(nn.Module):
     ----------
     width: size of x. heads: number of heads, each with its own w_β and w_γ.
 
-    Shapes: x (B, T, width) gives (B, heads, T, 1). Multiplying β is the same as multiplying the query of a dot product,
+    Shapes: x (B, T, width) at the positions ``first`` …, or at those of a tensor (B, T), gives (B, heads, T, 1). Multiplying β is the same as multiplying the query of a dot product,
     and has a meaning for distances too.
 
     Source: Vasylenko et al. 2506.16640.
@@ -41,8 +43,8 @@ class ASEntmax(nn.Module):
         init_linear(self.weight)
         init_linear(self.exponent)
 
-    def forward(self, x: Tensor, first: int) -> Tensor:
-        log = _log_position(first, x.shape[1], x)[:, None]
+    def forward(self, x: Tensor, first: int | Tensor) -> Tensor:
+        log = _log_position(first, x)[..., None]
         exponent = 2 * torch.tanh(self.exponent(x).to(log.dtype))
         factor = 1 + F.softplus(self.weight(x).to(log.dtype)) * log**exponent
         return factor.transpose(1, 2)[..., None]
@@ -56,7 +58,7 @@ class SSMax(nn.Module):
     heads: number of heads. s starts at 1/4, so that the factor starts near 1 at some fifty positions, the length on
         which the sequence tasks are trained.
 
-    Shapes: x (B, T, width) gives (1, heads, T, 1).
+    Shapes: x (B, T, width) at the positions ``first`` … gives (1, heads, T, 1), at those of a tensor (B, T) (B, heads, T, 1).
 
     Source: Nakanishi 2501.19399.
     """
@@ -65,9 +67,10 @@ class SSMax(nn.Module):
         super().__init__()
         self.strength = nn.Parameter(torch.full((heads,), 0.25))
 
-    def forward(self, x: Tensor, first: int) -> Tensor:
-        log = _log_position(first, x.shape[1], x)
-        return (self.strength[:, None] * log)[None, :, :, None]
+    def forward(self, x: Tensor, first: int | Tensor) -> Tensor:
+        log = _log_position(first, x)
+        log = log if log.dim() == 2 else log[None]
+        return (self.strength[:, None] * log[:, None])[..., None]
 
 
 def make_length_scaling(kind: str | None, width: int, heads: int) -> ASEntmax | SSMax | None:

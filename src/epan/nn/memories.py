@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from ..kernels import get as get_kernel
 from ..normalizations import Normalization
 from ..normalizations import get as get_normalization
 from ..normalizations.base import map_stats
-from ..ops import Stats, attention
+from ..ops import Stats, attention, attention_varlen
 from ._growth import append
 from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
+from .documents import Documents, pack, starts_after, unpack, unpack_stats
 from .extractors import KeyExtractor, ValueExtractor
 from .heads import PerHead, head_size, init_linear, merge_heads, with_stats
 
@@ -42,12 +43,14 @@ class ContextualCache(NamedTuple):
     keys: (B, H, s, D). values: (B, H, max(s − 1, 0), D).
     pending: ṽ at the newest position, (B, H, min(s, 1), D).
     state: the leaky average at the newest position, (B, H, D), at least float32.
+    start: where the document at the newest position began, (B,) int64.
     """
 
     keys: Tensor
     values: Tensor
     pending: Tensor
     state: Tensor
+    start: Tensor
 
 
 class ContextualMemory(nn.Module):
@@ -70,7 +73,8 @@ class ContextualMemory(nn.Module):
     learn_order: learn the order of a polynomial kernel, one per head.
     dropout: on the weights. depth: number of layers, for the init of the output projection.
 
-    Shapes: x (B, T, d) gives (B, T, d); with ``return_stats`` the pair of it and the ``Stats`` of shape (B, H, T).
+    Shapes: x (B, T, d) gives (B, T, d); with ``return_stats`` the pair of it and the ``Stats`` of shape (B, H, T). With
+    ``documents`` each document of a row is a sequence of its own.
 
     Raises
     ------
@@ -123,32 +127,83 @@ class ContextualMemory(nn.Module):
         init_linear(self.output, depth=depth)
 
     def _read(
-        self, queries: Tensor, keys: Tensor, values: Tensor, first: int, return_stats: bool
+        self, queries: Tensor, keys: Tensor, values: Tensor, first: int, return_stats: bool, start: Tensor | None = None
     ) -> tuple[Tensor, Stats | None]:
-        """Read for the queries at positions ``first`` …; the pairs are those of positions 0 …"""
+        """Read for the queries at positions ``first`` …; the pairs are those of positions 0 …
+
+        ``start`` (B, t) is where the document of each query began; None where all did at 0.
+        """
         left = None if self.span is None else self.span - first
-        scale: Tensor | float = self.scale(first, queries.shape[2])
-        if queries.is_cuda and self.similarity == "dot" and isinstance(self.kernel, Gaussian):
-            # Torch's own flash attention takes one number as scale, so β goes to the queries.
-            queries, scale = (queries * scale).to(queries.dtype), 1.0
+        steps, mask = queries.shape[2], None
+        if start is None:
+            scale = self.scale(first, steps)
+        else:
+            mask = (torch.arange(keys.shape[2], device=start.device) >= start[..., None])[:, None]
+            position = torch.arange(first, first + steps, device=start.device) - start
+            scale = self.scale(0, first + steps)
+            if scale.shape[1] > 1:
+                scale = scale[:, position].transpose(0, 1)
+        queries, factor = self._scaled(queries, scale)
         result = attention(
             queries,
             keys,
             values.to(keys.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=scale,
-            kernel=self.kernel if self.order is None else self.order(),
-            normalization=self.normalization,
-            similarity=self.similarity,
+            attn_mask=mask,
+            scale=factor,
             window=(left, first - self.skip),
             return_stats=return_stats,
+            **self._settings(),
         )
         out, stats = with_stats(result)
         return self.output(merge_heads(out)), stats
 
-    def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:
-        keys, _ = self.key(x)
-        out, stats = self._read(keys, keys, self.value(x), 0, return_stats)
+    def _read_documents(
+        self, keys: Tensor, values: Tensor, documents: Documents, return_stats: bool
+    ) -> tuple[Tensor, Stats | None]:
+        """Read for all positions, each from the pairs of its own document."""
+        batch, _, steps, _ = keys.shape
+        scale = self.scale(0, steps)
+        scale = scale[:, 0] if scale.shape[1] == 1 else scale[:, documents.position.flatten()].transpose(0, 1)
+        queries, factor = self._scaled(pack(keys), scale)
+        result = attention_varlen(
+            queries,
+            pack(keys),
+            pack(values.to(keys.dtype)),
+            documents.offsets,
+            documents.offsets,
+            steps,
+            steps,
+            scale=factor,
+            window=(self.span, -self.skip),
+            return_stats=return_stats,
+            **self._settings(packed=True),
+        )
+        out, stats = with_stats(result)
+        return self.output(merge_heads(unpack(out, batch))), None if stats is None else unpack_stats(stats, batch)
+
+    def _settings(self, *, packed: bool = False) -> dict[str, Any]:
+        return {
+            "dropout_p": self.dropout if self.training else 0.0,
+            "kernel": self.kernel if self.order is None else self.order(packed=packed),
+            "normalization": self.normalization,
+            "similarity": self.similarity,
+        }
+
+    def _scaled(self, queries: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | float]:
+        if queries.is_cuda and self.similarity == "dot" and isinstance(self.kernel, Gaussian):
+            # Torch's own flash attention takes one number as scale, so β goes to the queries.
+            return (queries * scale).to(queries.dtype), 1.0
+        return queries, scale
+
+    def forward(
+        self, x: Tensor, return_stats: bool = False, documents: Documents | None = None
+    ) -> Tensor | tuple[Tensor, Stats]:
+        if documents is None:
+            keys, _ = self.key(x)
+            out, stats = self._read(keys, keys, self.value(x), 0, return_stats)
+        else:
+            keys, _ = self.key(x, begins=documents.begins)
+            out, stats = self._read_documents(keys, self.value(x), documents, return_stats)
         return out if stats is None else (out, stats)
 
     def init_cache(
@@ -161,17 +216,23 @@ class ContextualMemory(nn.Module):
         state = blank.new_zeros(
             batch_size, heads, blank.shape[-1], dtype=torch.promote_types(blank.dtype, torch.float32)
         )
-        return ContextualCache(blank, blank, blank, state)
+        start = torch.zeros(batch_size, dtype=torch.int64, device=blank.device)
+        return ContextualCache(blank, blank, blank, state, start)
 
-    def step(self, x: Tensor, cache: ContextualCache) -> tuple[Tensor, ContextualCache]:
-        """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
+    def step(self, x: Tensor, cache: ContextualCache, begins: Tensor | None = None) -> tuple[Tensor, ContextualCache]:
+        """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays.
+
+        Where ``begins`` (B, t) is True a document begins, which reads nothing of those before it.
+        """
         first = cache.keys.shape[2]
-        new, state = self.key(x, cache.state)
+        start = None if begins is None or not x.shape[1] else starts_after(begins, cache.start, first)
+        new, state = self.key(x, cache.state, begins)
         keys = append(cache.keys, new)
         raw = torch.cat([cache.pending, self.value.project(x)], dim=2)
         values = append(cache.values, self.value.combine(raw[:, :, :-1], raw[:, :, 1:]))
-        out, _ = self._read(new, keys[:, :, : values.shape[2]], values, first, False)
-        return out, ContextualCache(keys, values, raw[:, :, -1:], state)
+        out, _ = self._read(new, keys[:, :, : values.shape[2]], values, first, False, start)
+        newest = cache.start if start is None else start[:, -1]
+        return out, ContextualCache(keys, values, raw[:, :, -1:], state, newest)
 
 
 class PersistentMemory(PerHead, nn.Module):
@@ -239,8 +300,10 @@ class PersistentMemory(PerHead, nn.Module):
             parts *= 2
         return parts
 
-    def _read(self, x: Tensor, state: Tensor | None, return_stats: bool) -> tuple[Tensor, Tensor, Stats | None]:
-        queries, state = self.key(x, state)
+    def _read(
+        self, x: Tensor, state: Tensor | None, return_stats: bool, begins: Tensor | None
+    ) -> tuple[Tensor, Tensor, Stats | None]:
+        queries, state = self.key(x, state, begins)
         b, h, t, d = queries.shape
         keys: Tensor = self.keys
         scale: Tensor | float = self.scale(0, 1)
@@ -270,8 +333,10 @@ class PersistentMemory(PerHead, nn.Module):
             stats = map_stats(lambda field: field.view(parts, h, b // parts, t).transpose(1, 2).reshape(b, h, t), stats)
         return self.output(out).flatten(0, 1), state, stats
 
-    def forward(self, x: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, Stats]:
-        out, _, stats = self._read(x, None, return_stats)
+    def forward(
+        self, x: Tensor, return_stats: bool = False, documents: Documents | None = None
+    ) -> Tensor | tuple[Tensor, Stats]:
+        out, _, stats = self._read(x, None, return_stats, None if documents is None else documents.begins)
         return out if stats is None else (out, stats)
 
     def init_cache(
@@ -282,7 +347,7 @@ class PersistentMemory(PerHead, nn.Module):
         dtype = torch.promote_types(dtype or self.keys.dtype, torch.float32)
         return self.keys.new_zeros(batch_size, heads, head_dim, device=device, dtype=dtype)
 
-    def step(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them."""
-        out, state, _ = self._read(x, cache, False)
+    def step(self, x: Tensor, cache: Tensor, begins: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``begins`` as there."""
+        out, state, _ = self._read(x, cache, False, begins)
         return out, state

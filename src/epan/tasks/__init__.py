@@ -18,10 +18,10 @@ from ..errors import EpanError, unknown_name
 from .overlap import Overlap, expected_overlap, overlap
 
 if TYPE_CHECKING:
-    from .base import Batch, Pieces, Task
+    from .base import Batch, Pieces, Sequences, Task
     from .random import Stream
 
-__all__ = ["Batch", "Overlap", "Pieces", "Stream", "Task", "expected_overlap", "get", "names", "overlap"]
+__all__ = ["Batch", "Overlap", "Pieces", "Sequences", "Stream", "Task", "expected_overlap", "get", "names", "overlap"]
 
 # Name of a task: its class, loaded at first use, so that listing the names needs no torch.
 _CATALOGUE = {
@@ -36,7 +36,8 @@ _CATALOGUE = {
     "n-back": "n_back:NBack",
 }
 
-_HINTS = {
+#: What is meant by names that are in use elsewhere.
+HINTS = {
     "recall": "use 'mqar' (one-token words, as in Zoology) or 'mqmtar' (two-token words)",
     "associative-recall": "use 'mqar' (one-token words, as in Zoology) or 'mqmtar' (two-token words)",
     "count": "did you mean 'local-count'?",
@@ -44,7 +45,7 @@ _HINTS = {
 }
 
 # Public names whose modules need torch; loaded at first use.
-_HOME = {"Batch": "base", "Pieces": "base", "Task": "base", "Stream": "random"}
+_HOME = {"Batch": "base", "Pieces": "base", "Sequences": "base", "Task": "base", "Stream": "random"}
 
 
 def names() -> tuple[str, ...]:
@@ -83,7 +84,7 @@ def get(name: str | Task | Mapping[str, Any], **options: Any) -> Task:
     if not isinstance(name, str):
         raise EpanError("A task is a name, an epan.tasks.Task or its config", found=name, allowed=_CATALOGUE)
     if name not in _CATALOGUE:
-        raise unknown_name("task", name, _CATALOGUE, _HINTS)
+        raise unknown_name("task", name, _CATALOGUE, HINTS)
     module, _, attribute = _CATALOGUE[name].partition(":")
     factory = getattr(importlib.import_module(f".{module}", __name__), attribute)
     fields = [field.name for field in dataclasses.fields(factory) if field.init]

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import EpanError, unknown_name
 from .random import Stream
 
-__all__ = ["BOS", "EOS", "PAD", "SEP", "SPLITS", "TASK_TOKENS", "Batch", "Pieces", "Task"]
+__all__ = ["BOS", "EOS", "PAD", "SEP", "SPLITS", "TASK_TOKENS", "Batch", "Pieces", "Sequences", "Task"]
 
 PAD, BOS, SEP, EOS = range(4)
 TASK_TOKENS = 4  # the first token that belongs to the task itself
@@ -65,26 +65,26 @@ class Pieces(NamedTuple):
     score_on_end: bool = True
 
 
-@dataclass(frozen=True)
-class Task(ABC):
-    """A task: :meth:`sample` draws sequences, :meth:`solve` is an independent oracle in plain Python.
+class Sequences(ABC):
+    """What a model learns from: sequences of tokens as a function of (seed, step, split), whatever they stand for.
 
-    A subclass is one file: a frozen dataclass whose fields are the options, with ``name``, :attr:`alphabet`,
-    :meth:`generate` and :meth:`solve`. Token ids are 0 <pad>, 1 <bos>, 2 <sep>, 3 <eos>, then the alphabet.
+    A subclass is a frozen dataclass whose fields are its options.
 
     Attributes
     ----------
-    name: the name under which the task is found and reported.
+    name: the name under which it is found and reported.
     unit: what the nominal length counts.
     train_lengths: nominal lengths (shortest, longest) for training, drawn uniformly.
     test_lengths: nominal lengths at which length generalisation is measured.
     shortest: the least nominal length that makes a sequence.
+    tested_split: the split on which a run is tested while it trains.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = "source tokens"
     train_lengths: ClassVar[tuple[int, int]] = (32, 64)
     test_lengths: ClassVar[tuple[int, ...]] = (64, 128, 256, 512)
+    tested_split: ClassVar[str] = "test"
 
     @property
     def shortest(self) -> int:
@@ -94,6 +94,79 @@ class Task(ABC):
     def longest(self) -> int | None:
         """The greatest nominal length that makes a sequence, or None."""
         return None
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """One more than the largest token."""
+
+    @property
+    def document_token(self) -> int | None:
+        """The token that begins a document, where a model must read nothing across it; else None."""
+        return None
+
+    @property
+    def data_hash(self) -> str | None:
+        """SHA-256 of data that the options alone do not decide, such as files; None where they do."""
+        return None
+
+    @abstractmethod
+    def sample(
+        self,
+        seed: int,
+        step: int,
+        batch: int,
+        lengths: int | tuple[int, int],
+        device: torch.device | str = "cpu",
+        split: str = "train",
+        *,
+        first: int = 0,
+        steps: int = 1,
+    ) -> Batch:
+        """Sequences ``first`` … ``first + batch - 1`` of a step, or of several, as :meth:`Task.sample` has them."""
+
+    def for_training(self, lengths: tuple[int, int] | None, batch: int) -> Self:
+        """The same, where it matters which lengths (None: its own) a run trains on and how many sequences a step has."""
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """Name and options as plain JSON."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
+        return {"name": self.name, **options}
+
+    def check_lengths(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
+        """(shortest, longest) of ``lengths``; EpanError for what is no such pair, or a length the task cannot have."""
+        pair = lengths if isinstance(lengths, tuple | list) else (lengths, lengths)
+        if len(pair) != 2:
+            raise EpanError("lengths is one length or (shortest, longest)", found=lengths, fix="e.g. lengths=(32, 64)")
+        low, high = (_integer("length", length, None) for length in pair)
+        bounds = f"at least {self.shortest}" if self.longest is None else f"{self.shortest} to {self.longest}"
+        if low < self.shortest:
+            raise EpanError(
+                f"A sequence of the task {self.name!r} cannot have the length {low} (in {self.unit})",
+                allowed=bounds,
+                fix=f"ask for a length of at least {self.shortest}",
+            )
+        if self.longest is not None and high > self.longest:
+            raise EpanError(
+                f"A sequence of the task {self.name!r} cannot have the length {high} (in {self.unit})",
+                allowed=bounds,
+                fix=f"ask for a length of at most {self.longest}, or for a larger alphabet",
+            )
+        if low > high:
+            raise EpanError("The shortest length exceeds the longest", found=lengths, fix=f"lengths=({high}, {low})")
+        return low, high
+
+
+@dataclass(frozen=True)
+class Task(Sequences):
+    """A task: :meth:`sample` draws sequences, :meth:`solve` is an independent oracle in plain Python.
+
+    A subclass is one file: a frozen dataclass whose fields are the options, with ``name``, :attr:`alphabet`,
+    :meth:`generate` and :meth:`solve`. Token ids are 0 <pad>, 1 <bos>, 2 <sep>, 3 <eos>, then the alphabet.
+
+    See :class:`Sequences` for the rest.
+    """
 
     @property
     @abstractmethod
@@ -122,11 +195,6 @@ class Task(ABC):
     @cached_property
     def vocab_size(self) -> int:
         return TASK_TOKENS + len(self.alphabet)
-
-    def config(self) -> dict[str, Any]:
-        """The task as plain JSON: ``get(**task.config()) == task``."""
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
-        return {"name": self.name, **options}
 
     def sample(
         self,
@@ -211,29 +279,6 @@ class Task(ABC):
     def ends(self) -> tuple[int, ...]:
         """Tokens after which nothing follows."""
         return (EOS,)
-
-    def check_lengths(self, lengths: int | tuple[int, int]) -> tuple[int, int]:
-        """(shortest, longest) of ``lengths``; EpanError for what is no such pair, or a length the task cannot have."""
-        pair = lengths if isinstance(lengths, tuple | list) else (lengths, lengths)
-        if len(pair) != 2:
-            raise EpanError("lengths is one length or (shortest, longest)", found=lengths, fix="e.g. lengths=(32, 64)")
-        low, high = (_integer("length", length, None) for length in pair)
-        bounds = f"at least {self.shortest}" if self.longest is None else f"{self.shortest} to {self.longest}"
-        if low < self.shortest:
-            raise EpanError(
-                f"A sequence of the task {self.name!r} cannot have the length {low} (in {self.unit})",
-                allowed=bounds,
-                fix=f"ask for a length of at least {self.shortest}",
-            )
-        if self.longest is not None and high > self.longest:
-            raise EpanError(
-                f"A sequence of the task {self.name!r} cannot have the length {high} (in {self.unit})",
-                allowed=bounds,
-                fix=f"ask for a length of at most {self.longest}, or for a larger alphabet",
-            )
-        if low > high:
-            raise EpanError("The shortest length exceeds the longest", found=lengths, fix=f"lengths=({high}, {low})")
-        return low, high
 
     def _source(self, prompt: Sequence[int]) -> list[int]:
         """The source of ``prompt``, counted from the task's first token."""

@@ -49,6 +49,9 @@ TRACKERS = ("tensorboard", "trackio")
 # Model options with a config key of their own.
 CHOICES = ("kernel", "normalization")
 
+# Keys of a model's config that follow from the task.
+OF_THE_TASK = ("vocab_size", "document_token")
+
 
 def _require(ok: bool, key: str, found: object, allowed: str) -> None:
     if not ok:
@@ -71,9 +74,9 @@ class TaskConfig:
     Parameters
     ----------
     name
-        name of the task, as `epan.tasks.names()` lists them.
+        name of the task, as `epan.tasks.names()` lists them, or text.
     options
-        options of that task, such as {"symbols": 16}.
+        options of that task, such as {"symbols": 16}; those of text are the fields of `epan.data.Text`.
     """
 
     name: str = "reverse"
@@ -102,8 +105,9 @@ class ModelConfig:
     normalization: str | dict[str, Scalar] = "adaptive"
 
     def __post_init__(self) -> None:
-        if "vocab_size" in self.options:
-            raise EpanError("'vocab_size' is no model option: it comes from the task", fix="remove it")
+        for key in OF_THE_TASK:
+            if key in self.options:
+                raise EpanError(f"{key!r} is no model option: it comes from the task", fix="remove it")
         for key in CHOICES:
             if key in self.options:
                 raise EpanError(f"{key!r} is no model option", fix=f"give it as model.{key}, not model.options.{key}")

@@ -18,7 +18,7 @@ import torch
 from epan.errors import EpanError, UnsupportedError, lab_imports
 from epan.metrics import next_token_loss
 from epan.models import LanguageModel
-from epan.tasks import Batch, Task
+from epan.tasks import Batch, Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training.config import RunConfig
 from epan.training.errors import TrainingError
@@ -121,7 +121,7 @@ class Engine:
     def __init__(
         self,
         config: RunConfig,
-        task: Task,
+        task: Sequences,
         model: LanguageModel,
         device: torch.device,
         processes: Processes | None = None,

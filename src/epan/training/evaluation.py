@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from epan import tasks
+from epan.data.text import Text
 from epan.errors import EpanError
 from epan.metrics import (
     LikelihoodMeter,
@@ -22,12 +23,14 @@ from epan.metrics import (
 )
 from epan.metrics.support import RowStats
 from epan.models import LanguageModel, MemoryMosaicConfig
-from epan.tasks import Batch, Task
+from epan.nn import Documents
+from epan.tasks import Batch, Sequences, Task
 from epan.training.config import RunConfig
 from epan.training.decoding import greedy_exact_match
 from epan.training.environment import device_name
 from epan.training.progress import EvaluationInfo, Progress
 from epan.training.stream import trim
+from epan.training.text_evaluation import TextMeter
 
 __all__ = ["GREEDY_LIMIT", "add_support", "evaluate", "lengths_to_test"]
 
@@ -40,7 +43,7 @@ COUNT_LIMIT = 1 << 22
 _PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int, ...]:
+def lengths_to_test(task: Sequences, given: Sequence[int] | None = None) -> tuple[int, ...]:
     """The test lengths ``given``, or else those of the task that its options allow.
 
     Raises
@@ -50,6 +53,8 @@ def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int
     if given:
         for length in given:
             task.check_lengths(length)
+            if isinstance(task, Text) and not task.windows(task.tested_split, length):
+                raise task.too_short(task.tested_split, length)
         return tuple(given)
     longest = math.inf if task.longest is None else task.longest
     fitting = tuple(length for length in task.test_lengths if task.shortest <= length <= longest)
@@ -64,7 +69,7 @@ def lengths_to_test(task: Task, given: Sequence[int] | None = None) -> tuple[int
 
 def evaluate(
     model: LanguageModel,
-    task: Task,
+    task: Sequences,
     lengths: Sequence[int],
     *,
     sequences: int = 1000,
@@ -97,6 +102,11 @@ def evaluate(
         data are few; None where neither is known.
     seed, split, precision, device: what was tested, and in which arithmetic.
 
+    Of text there are ``loss_per_byte``, ``bits_per_byte``, ``perplexity``, ``tokens``, ``bytes`` and ``loss_by_position``, a
+    list of [first position, last position, loss], in place of exact match and overlap; ``sequences`` are
+    windows of the training context, and longer ones are fewer, so that all lengths see the same text
+    (:meth:`epan.data.Text.test_windows`); ``asked`` is how many were asked for.
+
     The test sequences are a function of (task, seed, length) alone: ``sequences=100`` tests the first 100 of
     ``sequences=1000``, and ``batch_tokens`` (most tokens of one forward pass) changes nothing but memory. Numbers
     follow the device and the autocast of the caller. The model is left in the mode it came in. ``should_stop`` is
@@ -120,16 +130,26 @@ def evaluate(
     facts = {"seed": seed, "split": split, "precision": _precision(model), "device": device_name(_device(model))}
     try:
         for length in lengths:
-            meter = _LengthMeter(model, stats)
-            for batch in _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model)):
+            meter: _LengthMeter | TextMeter
+            if isinstance(task, Text):
+                meter = TextMeter(model, task, split, length, stats)
+                starts = task.test_windows(split, length, sequences)
+                count, batches = len(starts), _windows(task, starts, length, batch_tokens, split, _device(model))
+            else:
+                meter, count = _LengthMeter(model, stats, decoding), sequences
+                batches = _test_batches(task, seed, length, sequences, batch_tokens, split, _device(model))
+            for batch in batches:
                 if should_stop is not None and should_stop():
                     return results
-                greedy = decoding == "greedy" or (decoding == "auto" and batch.tokens.shape[1] <= GREEDY_LIMIT)
-                meter.add(batch, greedy)
-                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, sequences))
+                meter.add(batch)
+                progress.on_evaluation(EvaluationInfo(step, length, meter.sequences, count))
             results.append({"kind": "eval", "step": step, "length": length, **meter.result(), **facts})
-            results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
-            progress.on_evaluation(EvaluationInfo(step, length, sequences, sequences, results[-1]))
+            if isinstance(task, Text):
+                results[-1]["asked"] = sequences
+            else:
+                assert isinstance(task, Task)
+                results[-1]["overlap"] = _overlap(run, step, task, length, seed, sequences, split)
+            progress.on_evaluation(EvaluationInfo(step, length, count, count, results[-1]))
     finally:
         model.train(training)
     return results
@@ -144,9 +164,18 @@ def add_support(
     # A sequence ends with its last token with loss; that token is predicted and asks nothing itself.
     ends = length - 1 - batch.loss_mask.flip(1).int().argmax(dim=1)
     valid = torch.arange(length - 1, device=ends.device) < ends[:, None]
+    position = _position(model, batch.tokens[:, :-1])
     for name, row_stats in stats.items():
-        meter.add(name, row_stats, valid, _allowed(model, name, length - 1, ends.device))
+        allowed = _allowed(model, name, length - 1, ends.device)
+        meter.add(name, row_stats, valid, allowed if position is None else allowed[position])
     return meter
+
+
+def _position(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Place of each token in its document; None for a model that knows no documents."""
+    token = getattr(model.config, "document_token", None)
+    documents = Documents.of(tokens, token)
+    return None if documents is None else documents.position
 
 
 def _allowed(model: LanguageModel, name: str, length: int, device: torch.device) -> torch.Tensor:
@@ -204,7 +233,7 @@ def _overlap(
 
 
 def _test_batches(
-    task: Task, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
+    task: Sequences, seed: int, length: int, sequences: int, batch_tokens: int, split: str, device: torch.device
 ) -> Iterator[Batch]:
     # A sequence depends on its number alone, so the batches may be as large as the memory allows.
     width = task.sample(seed, 0, 1, length, split=split).tokens.shape[1]
@@ -214,11 +243,18 @@ def _test_batches(
         yield trim(task.sample(seed, 0, count, length, device=device, split=split, first=first))
 
 
+def _windows(
+    task: Text, starts: torch.Tensor, length: int, batch_tokens: int, split: str, device: torch.device
+) -> Iterator[Batch]:
+    for some in starts.split(max(1, batch_tokens // length)):
+        yield task.batch_at(some, length, split, device)
+
+
 class _LengthMeter:
     """Sums over the batches of one length."""
 
-    def __init__(self, model: LanguageModel, stats: bool) -> None:
-        self.model, self.stats = model, stats
+    def __init__(self, model: LanguageModel, stats: bool, decoding: str) -> None:
+        self.model, self.stats, self.decoding = model, stats, decoding
         self.support = SupportMeter()
         self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
         self.loss = 0.0
@@ -226,8 +262,9 @@ class _LengthMeter:
         self.greedy = False
 
     @torch.no_grad()
-    def add(self, batch: Batch, greedy: bool) -> None:
+    def add(self, batch: Batch) -> None:
         tokens, inputs = batch.tokens, batch.tokens[:, :-1]
+        greedy = self.decoding == "greedy" or (self.decoding == "auto" and tokens.shape[1] <= GREEDY_LIMIT)
         if self.stats:
             logits, stats = self.model(inputs, return_stats=True)
             add_support(self.model, stats, batch, self.support)

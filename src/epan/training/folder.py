@@ -12,7 +12,7 @@ from epan.training.config import OPERATIONAL, RunConfig
 from epan.training.errors import unusable_folder
 from epan.training.parsing import differences
 
-__all__ = ["Resume", "RunFolder", "is_claim", "open_folder"]
+__all__ = ["Resume", "RunFolder", "check_data", "is_claim", "open_folder"]
 
 Resume = Literal["never", "require", "auto"]
 
@@ -59,6 +59,26 @@ def open_folder(config: RunConfig, out: str | Path, resume: Resume) -> RunFolder
     except OSError as error:
         raise unusable_folder(path, error) from error
     return RunFolder(path, "new")
+
+
+def check_data(entries: list[records.Entry], path: Path, found: str | None) -> None:
+    """Check that a run still has the data that it learnt from, where those lie in files.
+
+    Parameters
+    ----------
+    entries: the record of the run in the folder ``path``. found: the hash of the data as they are, None for none in files.
+
+    Raises
+    ------
+    EpanError: they are other data.
+    """
+    known = records.header(entries, path).get("data_hash")
+    if found is not None and known != found:
+        raise EpanError(
+            "The text of the run is not the one that it learnt from",
+            found=f"data hash {found[:16]}…, {str(known)[:16]}… in {path}",
+            fix="restore the text, or start a new run",
+        )
 
 
 def _others(path: Path) -> list[Path]:

@@ -7,20 +7,25 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 import epan.models
 import epan.tasks
-from epan.errors import EpanError, unknown_name
+from epan._options import make
+from epan.data.text import Text
+from epan.data.tokenizing import FILE_NAME as TOKENIZER
+from epan.data.written import Written
+from epan.errors import EpanError, UnsupportedError, unknown_name
 from epan.losses import output_kernel
 from epan.models import LanguageModel
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training.choices import parse_choice
-from epan.training.config import CHOICES, CROSS_ENTROPY, RunConfig
+from epan.training.config import CHOICES, CROSS_ENTROPY, OF_THE_TASK, RunConfig, TaskConfig
 from epan.training.evaluation import evaluate, lengths_to_test
+from epan.training.folder import check_data
 from epan.training.progress import Progress
 from epan.training.records import FILE_NAME, RecordWriter, read
 from epan.training.retention import ranking
@@ -33,6 +38,7 @@ __all__ = [
     "build_task",
     "evaluate_run",
     "find_device",
+    "find_task",
     "load",
     "load_run",
     "model_facts",
@@ -64,21 +70,31 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
-def build_task(config: RunConfig) -> Task:
-    """The task of a run; EpanError for an unknown name or option."""
-    return epan.tasks.get(config.task.name, **config.task.options)
+def build_task(config: RunConfig) -> Sequences:
+    """The task of a run, or its text; EpanError for an unknown name or option."""
+    return find_task(config.task).for_training(config.lengths, config.batch)
 
 
-def build_model(config: RunConfig, task: Task) -> LanguageModel:
+def find_task(chosen: TaskConfig) -> Sequences:
+    """A task of the catalogue, or text; EpanError for an unknown name or option."""
+    if chosen.name == Text.name:
+        return make("task", Text.name, Text, chosen.options, None)
+    if chosen.name not in epan.tasks.names():
+        raise unknown_name("task", chosen.name, (*epan.tasks.names(), Text.name), epan.tasks.HINTS)
+    return epan.tasks.get(chosen.name, **chosen.options)
+
+
+def build_model(config: RunConfig, task: Sequences) -> LanguageModel:
     """The model of a run for the vocabulary of its task; EpanError for an unknown name, config key or loss."""
     model = config.model
-    # The task gives the vocabulary, and kernel and normalization have keys of their own.
-    options = [key for key in epan.models.option_names(model.name) if key not in ("vocab_size", *CHOICES)]
+    # The task gives the vocabulary and the token of documents, and kernel and normalization have keys of their own.
+    options = [key for key in epan.models.option_names(model.name) if key not in (*OF_THE_TASK, *CHOICES)]
     for key in model.options:
         if key not in options:
             raise unknown_name(f"option of the model {model.name!r}:", key, options)
     chosen = {"kernel": model.kernel, "normalization": model.normalization}
-    made = epan.models.build(model.name, {"vocab_size": task.vocab_size, **chosen, **model.options})
+    given = {"vocab_size": task.vocab_size, "document_token": task.document_token}
+    made = epan.models.build(model.name, {**given, **chosen, **model.options})
     made.output_kernel = output_kernel(config.loss)
     return made
 
@@ -88,7 +104,7 @@ def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
     return {"name": name, **dataclasses.asdict(model.config)}
 
 
-def best_length(config: RunConfig, task: Task) -> int:
+def best_length(config: RunConfig, task: Sequences) -> int:
     """The test length at which the best checkpoint of a run is found.
 
     Raises
@@ -131,7 +147,8 @@ def _find_best(run: Path) -> Path:
     newest = checkpoints.latest(run, warn=lambda message: warnings.warn(message, stacklevel=5))
     config = RunConfig.from_dict(checkpoints.verify(newest)["config"])
     there = {checkpoints.step_of(folder): folder for folder in checkpoints.list_checkpoints(run)}
-    for place in ranking(read(run), config, best_length(config, build_task(config))):
+    task = build_task(config)
+    for place in ranking(read(run), config, best_length(config, task), task.tested_split):
         folder = there.get(place.step)
         if folder is None:
             continue
@@ -167,26 +184,48 @@ def load(
     return _restore(checkpoints.load(find_checkpoint(run, step)), device)
 
 
+@runtime_checkable
+class Language(Protocol):
+    """What puts prompts into the tokens of a model and its answers into words: a ``Task``, or the tokenizer of a text.
+
+    Attributes
+    ----------
+    ends: tokens after which nothing follows.
+    """
+
+    @property
+    def ends(self) -> tuple[int, ...]: ...
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens in words, with � for a part of a character."""
+
+
 class LoadedRun(NamedTuple):
-    """A trained run: its config, its task, its model, and after which step."""
+    """A trained run: its config, its task or the tokenizer of its text, its model, and after which step."""
 
     config: RunConfig
-    task: Task
+    task: Language
     model: LanguageModel
     step: int
 
 
 def load_run(run: str | Path, *, step: int | Literal["best"] | None = None, device: str = "auto") -> LoadedRun:
-    """As ``load``, with all that belongs to the model; ``device`` is that of a config.
+    """As ``load``, with what puts its tokens into words; ``device`` is that of a config.
 
     Raises
     ------
-    EpanError: as ``load``, or a task that cannot be built.
+    EpanError: as ``load``, a task that cannot be built, or one without words.
     """
     checkpoint = checkpoints.load(find_checkpoint(run, step))
     with _believed(checkpoint, "task"):
         config = RunConfig.from_dict(checkpoint.manifest["config"])
-        task = build_task(config)
+        learnt = config.task.name
+        task = Written(checkpoint.path.parent.parent / TOKENIZER) if learnt == Text.name else build_task(config)
+        if not isinstance(task, Language):
+            raise UnsupportedError(f"A prompt of the task {learnt!r}", "its tokens have no words", "use epan.generate")
     return LoadedRun(config, task, _restore(checkpoint, find_device(device)), checkpoint.step)
 
 
@@ -227,6 +266,7 @@ def evaluate_run(
     seed: int | None = None,
     batch_tokens: int | None = None,
     split: str = "test",
+    text: str | None = None,
     step: int | Literal["best"] | None = None,
     device: str = "auto",
     append: bool = True,
@@ -234,22 +274,28 @@ def evaluate_run(
 ) -> list[dict[str, Any]]:
     """Test a trained run at ``lengths`` and, with ``append``, add the results to its record.
 
-    What is not given is taken from the config of the run. See ``evaluate`` for the records.
+    What is not given is taken from the config of the run. See ``evaluate`` for the records. With ``text``, of a run that learnt
+    from text, all of that other text is the test: the records have its name as their split, and its hash as ``data_hash``.
 
     Raises
     ------
-    EpanError: as ``load`` and ``evaluate``, or the record cannot be written (told before the work starts).
+    EpanError: as ``load`` and ``evaluate``; the record cannot be written (told before the work starts); the run's own text
+        is no longer the one that it learnt from.
     """
     checkpoint = checkpoints.load(find_checkpoint(run, step))
+    folder = checkpoint.path.parent.parent
     with _believed(checkpoint, "task"):
         config = RunConfig.from_dict(checkpoint.manifest["config"])
-        task = build_task(config)
+        task = build_task(config) if text is None else other_text(config, folder, text)
+        if text is not None:
+            split = task.tested_split
+        elif (folder / FILE_NAME).exists():
+            check_data(read(folder), folder, task.data_hash)
         tested = lengths_to_test(task, lengths or config.evaluation.lengths)
     place = find_device(device)
     model = _restore(checkpoint, place)
     chosen = config.evaluation
     with ExitStack() as stack:
-        folder = checkpoint.path.parent.parent
         writer = stack.enter_context(RecordWriter(folder)) if append and (folder / FILE_NAME).exists() else None
         stack.enter_context(autocast(config.precision, place))
         results = []
@@ -267,6 +313,26 @@ def evaluate_run(
                 step=checkpoint.step,
                 progress=progress,
             )
+            if text is not None:
+                results[-1] |= {"split": Path(text).name, "data_hash": task.data_hash}
             if writer is not None:
                 writer.write(**results[-1])
     return results
+
+
+def other_text(config: RunConfig, run: Path, path: str) -> Text:
+    """Another text, whole, in the tokens of a run.
+
+    Raises
+    ------
+    EpanError: the run learnt from no text, or the text cannot be read.
+    """
+    if config.task.name != Text.name:
+        raise EpanError("Only a run that learnt from text can be tested on text", found=f"task {config.task.name}")
+    options: dict[str, object] = {
+        key: config.task.options[key] for key in ("documents", "field") if key in config.task.options
+    }
+    made = make(
+        "task", Text.name, Text, {**options, "path": path, "tokenizer": str(run / TOKENIZER), "split": "all"}, None
+    )
+    return made.for_training(config.lengths, config.batch)

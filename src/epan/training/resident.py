@@ -23,7 +23,7 @@ import torch
 
 from epan.metrics import SupportMeter, next_token_loss
 from epan.models import LanguageModel
-from epan.tasks import Batch, Task
+from epan.tasks import Batch, Sequences
 from epan.training.config import RunConfig
 from epan.training.evaluation import add_support
 from epan.training.exclusive import exclusive
@@ -97,7 +97,7 @@ class ResidentStep:
     def __init__(
         self,
         config: RunConfig,
-        task: Task,
+        task: Sequences,
         model: LanguageModel,
         optimizer: torch.optim.AdamW,
         lengths: tuple[int, int],

@@ -27,22 +27,29 @@ class Place(NamedTuple):
         return f"{self.metric.replace('_', ' ')} {self.value:.4g} at length {self.length}"
 
 
-def own_tests(entries: Iterable[Entry], chosen: EvaluationConfig, until: float = math.inf) -> list[Entry]:
-    """The ``eval`` lines up to a step that the run itself wrote or might have written; a quick look is none of them."""
-    wanted = {"sequences": chosen.sequences, "seed": chosen.seed, "split": "test"}
+def own_tests(
+    entries: Iterable[Entry], chosen: EvaluationConfig, until: float = math.inf, split: str = "test"
+) -> list[Entry]:
+    """The ``eval`` lines up to a step that the run itself wrote or might have written; a quick look is none of them.
+
+    ``split`` is that on which a run of this task is tested.
+    """
+    wanted = {"seed": chosen.seed, "split": split}
     tests = [entry for entry in entries if entry["kind"] == "eval" and wanted.items() <= entry.items()]
+    # A text may have fewer windows than are asked for.
+    tests = [test for test in tests if test.get("asked", test.get("sequences")) == chosen.sequences]
     tests = [test for test in tests if chosen.decoding in ("auto", test.get("decoding"))]
     return [test for test in tests if (number(test.get("step")) or 0) <= until]
 
 
-def ranking(entries: Iterable[Entry], config: RunConfig, length: int) -> list[Place]:
+def ranking(entries: Iterable[Entry], config: RunConfig, length: int, split: str = "test") -> list[Place]:
     """The tested steps of a run, the best first, by ``config.best_by`` at ``length``.
 
     Exact match and token accuracy count upwards, the loss downwards. Of steps with the same accuracy that with the lower
     loss is better, then the later one. A number that is not finite is no rank.
     """
     best, order = {}, {}
-    for test in own_tests(entries, config.evaluation):
+    for test in own_tests(entries, config.evaluation, split=split):
         step, value, loss = number(test.get("step")), number(test.get(config.best_by)), number(test.get("loss"))
         if test.get("length") != length or step is None or value is None or step in best:
             continue

@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import torch
 
+from epan.data.shards import publish
+from epan.data.text import Text
+from epan.data.tokenizing import FILE_NAME as TOKENIZER
 from epan.errors import EpanError
 from epan.models import LanguageModel
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training import records
 from epan.training.claims import ClaimLost
@@ -46,7 +49,7 @@ class Session:
         writer: records.RecordWriter | TrackedWriter | records.NoWriter,
         progress: Progress,
         interruption: Interruption,
-        task: Task,
+        task: Sequences,
         model: LanguageModel,
         device: torch.device,
         processes: Processes | None = None,
@@ -74,7 +77,7 @@ class Session:
         if folder.state == "started":
             self._restore()
         # What was tested beyond the checkpoint is tested again, and its lines are overtaken.
-        self.tests = own_tests(folder.entries, config.evaluation, until=self.step)
+        self.tests = own_tests(folder.entries, config.evaluation, until=self.step, split=task.tested_split)
 
     def go(self, command: str | None) -> RunResult:
         """Run to the end and write what the end was, whatever happens."""
@@ -214,6 +217,7 @@ class Session:
                     seed=chosen.seed,
                     decoding=chosen.decoding,
                     batch_tokens=chosen.batch_tokens,
+                    split=self.task.tested_split,
                     run=self.config,
                     step=self.step,
                     progress=self.progress,
@@ -272,13 +276,16 @@ class Session:
                 config_hash=self.facts["config_hash"],
                 environment=where,
                 commit=commit(),
-                data_hash=data_hash(config.task, self.engine.first_batch()),
+                data_hash=self.task.data_hash or data_hash(config.task, self.engine.first_batch()),
                 command=command or repeat,
                 parameters=count,
                 memory=self.memory.to_dict(),
                 started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             )
             self._write_bandwidths()
+        if isinstance(self.task, Text) and self.processes.main:
+            # What the model says can be read without the text.
+            publish(path / TOKENIZER, self.task.text_tokenizer.to_json())
         threads, memory = torch.get_num_threads(), str(self.memory)
         start = StartInfo(
             config.label, config.method, self.step, config.steps, count, where["device"], threads, path, memory
@@ -335,7 +342,7 @@ class Session:
         if not self.config.keep_best:
             return []
         there = {checkpoints.step_of(path) for path in checkpoints.list_checkpoints(self.folder.path)}
-        ranked = ranking(self.tests, self.config, best_length(self.config, self.task))
+        ranked = ranking(self.tests, self.config, best_length(self.config, self.task), self.task.tested_split)
         return [place.step for place in ranked if place.step in there][: self.config.keep_best]
 
     def _elapsed(self) -> float:

@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from epan.tasks import Batch, Task
+from epan.tasks import Batch, Sequences
 
 __all__ = ["micro_batches", "step_seed", "trim"]
 
@@ -28,7 +28,7 @@ def trim(batch: Batch) -> Batch:
 
 
 def micro_batches(
-    task: Task,
+    task: Sequences,
     seed: int,
     step: int,
     batch: int,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
+from epan.data.text import Text
 from epan.errors import EpanError, UnsupportedError
-from epan.tasks import Task
+from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
 from epan.training import claims, records
 from epan.training.config import RunConfig
 from epan.training.engine import own_settings
 from epan.training.exclusive import exclusive
-from epan.training.folder import Resume, RunFolder, open_folder
+from epan.training.folder import Resume, RunFolder, check_data, open_folder
 from epan.training.interruption import Interruption
 from epan.training.loading import best_length, build_model, build_task, find_device
 from epan.training.processes import Processes, join, local_device, world_size
@@ -36,16 +38,23 @@ def check(config: RunConfig) -> None:
     device_of(config)
     _check_split(config)
     check_trackers(config.track or ())
+    if config.task.name == Text.name and os.environ.get("RANK", "0") != "0":
+        # One process builds the tokens, and the others meet it when they train.
+        return
     task = _task(config)
     with torch.random.fork_rng(devices=[]):
         build_model(config, task)
 
 
-def _task(config: RunConfig) -> Task:
+def _task(config: RunConfig) -> Sequences:
     """The task of a run that can train and be tested at the lengths of its config."""
     task = build_task(config)
     task.check_lengths(config.lengths or task.train_lengths)
     best_length(config, task)
+    if isinstance(task, Text) and not task.windows("train", task.context):
+        raise task.too_short("train", task.context)
+    if isinstance(task, Text) and config.keep_best and config.best_by == "exact_match":
+        raise EpanError("Text has no exact match to choose the best checkpoint by", fix="set best_by=loss")
     return task
 
 
@@ -143,6 +152,9 @@ def run_alone(
     """
     check_trackers(config.track or ())
     with ExitStack() as stack:
+        if processes.world > 1 and config.task.name == Text.name:
+            # One process builds the tokens.
+            processes.share(lambda: _task(config).data_hash)
         with exclusive:
             torch.manual_seed(config.seed)
             task = _task(config)
@@ -163,6 +175,8 @@ def run_alone(
         folder = processes.share(begin)
         if folder.state == "finished":
             return _finished(config, folder)
+        if folder.state == "started":
+            check_data(folder.entries, folder.path, task.data_hash)
         writer: records.RecordWriter | TrackedWriter | records.NoWriter = records.NoWriter()
         if processes.main:
             writer = stack.enter_context(records.RecordWriter(folder.path))

@@ -114,9 +114,10 @@ def _rank(config: RunConfig, step: int, entries: Sequence[records.Entry]) -> str
     if not config.keep_best:
         return ""
     try:
-        length = best_length(config, build_task(config))
+        task = build_task(config)
+        length = best_length(config, task)
     except (EpanError, TypeError) as error:
         return f"; which is the best cannot be said: {shown(str(error))}"
-    places = ranking(entries, config, length)[: config.keep_best]
+    places = ranking(entries, config, length, task.tested_split)[: config.keep_best]
     found = [(number, place) for number, place in enumerate(places, start=1) if place.step == step]
     return "".join(f"; number {number} of the best, {place}" for number, place in found)
