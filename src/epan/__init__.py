@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import cli, data, errors, kernels, metrics, models, nn, normalizations, ops, report, tasks, testing, training
+    from . import (
+        cli,
+        data,
+        errors,
+        kernels,
+        losses,
+        metrics,
+        models,
+        nn,
+        normalizations,
+        ops,
+        report,
+        tasks,
+        testing,
+        training,
+    )
     from .errors import EpanError, UnsupportedError
     from .kernels import (
         Biweight,
@@ -25,6 +40,7 @@ if TYPE_CHECKING:
         Triweight,
         Uniform,
     )
+    from .models.generation import generate
     from .normalizations import Adaptive, Anchored, Fixed, Nearest, Normalization, Stats
     from .ops import attention, attention_varlen, attention_weights, reorder_probe
     from .training.loading import load
@@ -52,6 +68,7 @@ _HOME = {
     "attention_varlen": "ops",
     "attention_weights": "ops",
     "reorder_probe": "ops",
+    "generate": "models.generation",
     "load": "training.loading",
 }
 _MODULES = (
@@ -59,6 +76,7 @@ _MODULES = (
     "data",
     "errors",
     "kernels",
+    "losses",
     "metrics",
     "models",
     "nn",

@@ -26,11 +26,12 @@ def config(**changes: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "biweight"])
+@pytest.mark.parametrize("loss", ["gaussian", "epanechnikov", "polynomial:order=4"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_recorded_steps_are_plain_steps(tmp_path: Path, kernel: str, accumulation: int) -> None:
+def test_recorded_steps_are_plain_steps(tmp_path: Path, kernel: str, accumulation: int, loss: str) -> None:
     runs = []
     for graph in (None, False):
-        made = config(dropout=0.0, accumulation=accumulation, precision="fp32", cuda_graph=graph, steps=8)
+        made = config(dropout=0.0, accumulation=accumulation, precision="fp32", cuda_graph=graph, steps=8, loss=loss)
         made = dataclasses.replace(made, model=dataclasses.replace(made.model, kernel=kernel))
         result = train(made, tmp_path / str(graph))
         runs.append((result.loss, load(result.checkpoint).model))

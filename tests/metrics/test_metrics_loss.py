@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import entmax
 import pytest
 import torch
 
-from epan.metrics import next_token_loss
+import epan
+from epan.metrics import next_token_loss, target_probabilities
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -46,3 +48,29 @@ def test_no_loss_token_gives_zero() -> None:
     assert (float(total.detach()), int(count)) == (0.0, 0)
     total.backward()
     assert not logits.grad.any()
+
+
+def test_a_kernel_gives_its_fenchel_young_loss() -> None:
+    logits, tokens, mask = example()
+    expected = 0.0
+    for row, column in [(0, 2), (0, 3), (1, 1), (1, 4)]:
+        target = tokens[row, column : column + 1]
+        expected += float(entmax.entmax15_loss(logits[row, column - 1 : column], target))
+    total, count = next_token_loss(logits, tokens, mask, epan.Biweight())
+    assert int(count) == 4
+    assert float(total) == pytest.approx(expected, rel=1e-12)
+    assert torch.equal(
+        next_token_loss(logits, tokens, mask, epan.Gaussian())[0], next_token_loss(logits, tokens, mask)[0]
+    )
+    empty, none = next_token_loss(logits, tokens, torch.zeros_like(mask), epan.Biweight())
+    assert (float(empty), int(none)) == (0.0, 0)
+
+
+def test_target_probabilities_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epan.metrics.loss._PIECE", 14)
+    logits, tokens, mask = example()
+    chances = target_probabilities(logits, tokens, mask, epan.Epanechnikov())
+    pairs = [(0, 2), (0, 3), (1, 1), (1, 4)]
+    expected = [entmax.sparsemax(logits[row, column - 1], dim=-1)[tokens[row, column]] for row, column in pairs]
+    assert chances.tolist() == pytest.approx([float(value) for value in expected], abs=1e-12)
+    assert (chances == 0).any()

@@ -224,3 +224,22 @@ def test_newton_takes_few_steps(order: float, z: Tensor) -> None:
             x = (z - z.max()).nan_to_num(nan=-math.inf, neginf=-math.inf).unsqueeze(0)
             _threshold.solve_level(x, form)
         assert 1 <= taken <= 20
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@every_order
+@few
+@hypothesis.given(z=rows())
+def test_the_steps_that_a_recording_takes_suffice(dtype: torch.dtype, order: float, z: Tensor) -> None:
+    """While a CUDA graph is recorded nobody can look whether the rows have arrived; the number of steps is fixed."""
+    z = z.to(dtype)
+    hypothesis.assume(bool(torch.isfinite(z).any()) and float(z.max()) < math.inf)
+    x = _threshold._unit((z - z.max()).unsqueeze(0), order)
+    count = _threshold.sufficient_steps(x.shape[-1], order, dtype)
+    assert torch.equal(_threshold._newton(x, order, steps=count), _threshold._newton(x, order, steps=1000))
+
+
+@every_order
+def test_the_steps_that_a_recording_takes_are_not_many_more_than_needed(order: float) -> None:
+    assert _threshold.sufficient_steps(1 << 17, order, torch.float32) <= 38
+    assert _threshold.sufficient_steps(1 << 17, order, torch.float64) <= 60

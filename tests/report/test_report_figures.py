@@ -213,3 +213,22 @@ def test_words_longer_than_the_room_are_broken() -> None:
     lines = draw.wrapped("Triweight · final_learning_rate=0.00001, batch=2", 60.0, 8.0).split("\n")
     assert "".join(lines).replace(" ", "") == "Triweight·final_learning_rate=0.00001,batch=2"
     assert max(draw.text_width(line, 8.0) for line in lines) <= 60.0
+
+
+def test_losses_of_different_kinds_are_not_compared(
+    make_run: Any, tmp_path: Path, figures: list[tuple[Figure, str]]
+) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "same", training={"loss": "gaussian"})
+    setting = _setting(tmp_path)
+    assert len(setting.methods) == 1
+    figures_training.loss(setting, "", tmp_path)
+    assert figures[-1][0].axes[0].get_ylabel() == "training loss (nats)"
+    make_run(tmp_path / "b", training={"loss": "biweight"})
+    make_run(tmp_path / "c", training={"loss": {"name": "polynomial", "order": 5}})
+    setting = _setting(tmp_path)
+    kinds = {name.partition(" · ")[2] for name in (method.name for method in setting.methods)}
+    assert kinds == {"loss=gaussian", "loss=biweight", "loss=polynomial(order=5)"}
+    figures_training.loss(setting, "", tmp_path)
+    assert figures[-1][0].axes[0].get_ylabel() == "training loss"
+    assert "say nothing about each other" in figures[-1][1]

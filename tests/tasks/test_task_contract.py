@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from epan import tasks
+from epan.errors import EpanError
 from epan.tasks import Batch, Pieces, Stream, Task
 from epan.tasks.base import BOS, EOS, PAD, SEP
 
@@ -91,6 +92,8 @@ def check(task: Task, batch: Batch) -> None:
         ids = tokens[row].tolist()
         answer = task.solve(ids[:first])
         end = first + len(answer)
+        assert score[row, first:end].tolist() == task.scored(answer)
+        assert task.encode(task.decode(ids[1 : first - 1])) == task.encode(task.decode(ids[:first])) == ids[:first]
         assert ids[0] == BOS
         assert ids[first - 1] == SEP
         assert ids[first:end] == answer, task.decode(ids)
@@ -263,3 +266,10 @@ def test_a_solver_does_not_accept_what_is_no_prompt() -> None:
         for wrong in ([], prompt[:-1], prompt[1:], [BOS, SEP], [BOS, task.vocab_size, SEP], [*prompt, *prompt]):
             with pytest.raises(ValueError, match="no prompt of the task"):
                 task.solve(wrong)
+
+
+def test_a_word_that_is_none_is_told() -> None:
+    with pytest.raises(EpanError, match=r"No word of the task 'copy'\. Found: '7'\. Allowed: 0, 1, 2"):
+        tasks.get("copy", symbols=3).encode("1 7")
+    with pytest.raises(EpanError, match="k0, k1, k2, …, v511"):
+        tasks.get("mqar").encode("<pad>")

@@ -109,11 +109,16 @@ def test_the_label_can_be_a_folder_name() -> None:
     config = RunConfig(seed=2, model=ModelConfig(normalization="nearest:k=16"))
     assert config.label == "reverse-memory_mosaic-biweight-nearest-k=16-seed2"
     assert RunConfig(name="mine").label == "mine"
+    assert (
+        RunConfig(loss="polynomial:order=4").label
+        == "reverse-memory_mosaic-biweight-adaptive-polynomial-order=4-loss-seed0"
+    )
 
 
 def test_the_hash_follows_what_decides_numbers() -> None:
     assert RunConfig().hash() == RunConfig(name="other", keep=5, checkpoint_every=7, on_nonfinite="skip").hash()
     assert RunConfig().hash() != RunConfig(seed=1).hash()
+    assert RunConfig().hash() == RunConfig(loss={"name": "gaussian"}).hash() != RunConfig(loss="biweight").hash()
     assert RunConfig().hash() != RunConfig(task=TaskConfig(options={"symbols": 5})).hash()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import entmax
 import pytest
 import torch
 
+import epan
 from epan import tasks
 from epan.errors import EpanError
 from epan.metrics import exact_match
@@ -265,3 +268,34 @@ def test_the_overlap_is_counted_where_nothing_else_is_known(tiny: Callable[..., 
     assert other["overlap"] == 0
     # Counting what a long run has seen would take too long.
     assert evaluate(model, task, [8], sequences=40, run=run, step=10**6)[0]["overlap"] is None
+
+
+@pytest.mark.parametrize(("height", "zero"), [(1.0, False), (9.0, True)])
+def test_a_sparse_output_tells_what_it_rules_out(copy_oracle: Any, height: float, zero: bool) -> None:
+    task, length, count = tasks.get("copy", symbols=3), 6, 40
+
+    class Loud(copy_oracle):  # type: ignore[misc]
+        def forward(self, tokens: torch.Tensor, return_stats: bool = False) -> Any:
+            logits = height * super().forward(tokens)
+            return (logits, {}) if return_stats else logits
+
+    model = Loud(length, task.vocab_size, 5)
+    model.output_kernel = epan.Biweight()
+    (found,) = evaluate(model, task, [length], sequences=count, seed=4)
+    wrong = 1 - found["token_accuracy"]
+    assert 0 < wrong < 1
+    # One score of this height, the others 0.
+    scores = torch.zeros(task.vocab_size, dtype=torch.float64)
+    scores[0] = height
+    right_loss, wrong_loss = entmax.entmax15_loss(scores.expand(2, -1), torch.tensor([0, 1])).tolist()
+    assert found["loss"] == pytest.approx((1 - wrong) * right_loss + wrong * wrong_loss, rel=1e-5)
+    best, other = entmax.entmax15(scores, dim=-1)[:2].tolist()
+    if zero:
+        assert (best, other) == (1.0, 0.0)
+        assert found["zero_probability"] == pytest.approx(wrong)
+        assert found["cross_entropy"] is None
+        assert found["cross_entropy_positive"] == 0.0
+    else:
+        expected = -(1 - wrong) * math.log(best) - wrong * math.log(other)
+        assert found["zero_probability"] == 0.0
+        assert found["cross_entropy"] == found["cross_entropy_positive"] == pytest.approx(expected, rel=1e-5)

@@ -46,11 +46,11 @@ def weights(made: Engine) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("accumulation", "loss"), [(1, "gaussian"), (2, "gaussian"), (2, "biweight")])
 def test_queued_steps_are_plain_steps(
-    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, queued: None, accumulation: int
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, queued: None, accumulation: int, loss: str
 ) -> None:
-    config = tiny({"dropout": 0.0}, steps=11, accumulation=accumulation)
+    config = tiny({"dropout": 0.0}, steps=11, accumulation=accumulation, loss=loss)
     with engine_of(config) as ours:
         assert ours.queued
         found = steps_of(ours, 0, 7) + steps_of(ours, 7, 11)

@@ -17,7 +17,17 @@ from torch.nn import functional as F
 import epan
 from epan.data import load_tokenizer
 from epan.errors import EpanError
-from epan.training import EvaluationConfig, RunConfig, TaskConfig, check, evaluate_run, load_config, records, train
+from epan.training import (
+    EvaluationConfig,
+    RunConfig,
+    TaskConfig,
+    check,
+    evaluate_run,
+    load_config,
+    load_run,
+    records,
+    train,
+)
 from epan.training.text_evaluation import position_edges
 
 Config = Callable[..., RunConfig]
@@ -204,3 +214,27 @@ def test_recorded_steps_see_the_same_text(config: Config, tmp_path: Path) -> Non
         chunk = resident._draw(2)[1].tokens
         plain = [engine._data(step)[0].tokens for step in (2, 3, 4)]
     assert torch.equal(chunk[: 6 * 3], torch.cat(plain))
+
+
+def test_a_sparse_output_is_told_and_speaks(config: Config, tmp_path: Path, novel: Path) -> None:
+    result = train(config(loss="epanechnikov", steps=20), tmp_path / "run")
+    novel.unlink()
+    for test in result.evaluations:
+        assert 0 <= test["zero_probability"] < 1
+        assert (test["cross_entropy"] is None) == (test["zero_probability"] > 0)
+        if test["cross_entropy"] is None:
+            assert test["bits_per_byte"] is test["perplexity"] is None
+        else:
+            # Each token is a byte.
+            assert test["bits_per_byte"] == pytest.approx(test["cross_entropy"] / math.log(2))
+            assert test["perplexity"] == pytest.approx(math.exp(test["cross_entropy"]))
+        parts = [(last - first + 1, mean) for first, last, mean in test["loss_by_position"]]
+        assert sum(count * mean for count, mean in parts) / test["length"] == pytest.approx(test["loss"])
+    # The text is gone; its tokenizer is in the run.
+    loaded = load_run(tmp_path / "run", device="cpu")
+    prompt = loaded.task.encode("sea ü")
+    assert prompt == [256, *"sea ü".encode()]
+    assert loaded.task.decode(prompt) == "sea ü"
+    assert loaded.task.ends == (256,)
+    found = list(epan.generate(loaded.model, prompt, tokens=5, seed=1))
+    assert len(found) == 5 or found[-1] == 256

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": Command("epan.cli.train:train", "Train one model on one task or on text."),
     "data": Command("epan.cli.data:data", "Turn text into tokens, or show those that are there."),
     "eval": Command("epan.cli.eval:evaluate", "Test a trained run, also on lengths it never saw."),
+    "generate": Command("epan.cli.generate:generate", "Let a trained model go on from a prompt, token by token."),
     "sweep": Command("epan.cli.sweep:sweep", "Train many runs that a Python file lists, several at a time."),
     "report": Command("epan.cli.report:report", "Make one HTML page with figures and tables from run records."),
     "verify": Command("epan.cli.verify:verify", "Check that checkpoints and records on the disk are whole."),

@@ -122,6 +122,7 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
         "KL",
         "token accuracy",
         "loss",
+        "targets with p=0",
         "keys/query",
         "density",
         "empty rows",
@@ -134,6 +135,8 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
     exact = any(entry.get("exact_match") is not None for entry in entries) or not drawn
     unknown = (() if exact else ("exact match", "95% interval")) + (() if drawn else ("accuracy", "TVD", "KL"))
     columns = [column for column in columns if column not in unknown]
+    if not any("zero_probability" in entry for entry in entries):
+        columns.remove("targets with p=0")
     rows = []
     for entry in entries:
         low, high = entry.get("exact_match_low"), entry.get("exact_match_high")
@@ -146,6 +149,7 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
             "KL": number(entry.get("kl")),
             "token accuracy": share(entry.get("token_accuracy")),
             "loss": number(entry.get("loss")),
+            "targets with p=0": share(entry.get("zero_probability")),
             "keys/query": number(entry.get("support_size")),
             "density": share(entry.get("density")),
             "empty rows": share(entry.get("empty_rows")),
@@ -157,12 +161,16 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> None:
 
 def _text_table(entries: Sequence[Mapping[str, Any]]) -> None:
     """The eval records of a run that learnt from text."""
+    # The loss of a sparse output distribution is in no unit, and its cross-entropy may be infinite.
+    sparse = any("zero_probability" in entry for entry in entries)
+    unit = "loss" if sparse else "nats"
     cells = {
         "length": lambda entry: f"{entry.get('length', '-')}",
-        "nats/token": lambda entry: number(entry.get("loss"), 4),
-        "nats/byte": lambda entry: number(entry.get("loss_per_byte"), 4),
+        f"{unit}/token": lambda entry: number(entry.get("loss"), 4),
+        f"{unit}/byte": lambda entry: number(entry.get("loss_per_byte"), 4),
         "bits/byte": lambda entry: number(entry.get("bits_per_byte"), 4),
         "perplexity": lambda entry: number(entry.get("perplexity"), 4),
+        **({"targets with p=0": lambda entry: share(entry.get("zero_probability"))} if sparse else {}),
         "keys/query": lambda entry: number(entry.get("support_size")),
         "density": lambda entry: share(entry.get("density")),
         "tokens": lambda entry: f"{entry.get('tokens', 0):,}",

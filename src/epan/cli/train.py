@@ -57,6 +57,13 @@ class TrainOptions:
     normalization: Annotated[
         str | None, Parameter(group=WHAT, help="Normalization: adaptive (default), anchored, fixed, nearest:k=16.")
     ] = None
+    loss: Annotated[
+        str | None,
+        Parameter(
+            group=WHAT,
+            help="Loss: gaussian (default), which is the cross-entropy, or the Fenchel-Young loss of epanechnikov, biweight, …",
+        ),
+    ] = None
     config: Annotated[
         Path | None,
         Parameter(group=WHAT, help="Start from a .json or .toml file, or from the config of another run's folder."),
@@ -120,6 +127,7 @@ _KEYS = {
     "model": "model.name",
     "kernel": "model.kernel",
     "normalization": "model.normalization",
+    "loss": "loss",
     "steps": "steps",
     "seed": "seed",
     "batch": "batch",
@@ -151,7 +159,12 @@ def configure(options: TrainOptions) -> RunConfig:
         if config.task.name != "text":
             config = dataclasses.replace(config, task=TaskConfig("text"))
         changes += [f"task.options.path={json.dumps(options.text)}"]
-    for option, name, example in (("kernel", "polynomial", "order=5"), ("normalization", "nearest", "k=16")):
+    numbered = (
+        ("kernel", "polynomial", "order=5"),
+        ("loss", "polynomial", "order=5"),
+        ("normalization", "nearest", "k=16"),
+    )
+    for option, name, example in numbered:
         if getattr(options, option) == name:
             raise EpanError(f"The {option} {name!r} needs a number", fix=f"--{option} {name}:{example}")
     for option, key in _KEYS.items():

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import unknown_name
 from .base import LanguageModel
 from .config import make_config
+from .generation import TextStream, generate
 from .memory_mosaic import MemoryMosaic, MemoryMosaicConfig
 from .transformer import Transformer, TransformerConfig
 
@@ -16,10 +17,12 @@ __all__ = [
     "LanguageModel",
     "MemoryMosaic",
     "MemoryMosaicConfig",
+    "TextStream",
     "Transformer",
     "TransformerConfig",
     "build",
     "config_of",
+    "generate",
     "names",
     "option_names",
 ]

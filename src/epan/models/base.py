@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .._modes import is_traced
 from ..errors import EpanError
+from ..kernels import Gaussian, Kernel
 from ..ops import Stats
 
 __all__ = ["LanguageModel", "make_embedding"]
@@ -32,11 +33,14 @@ class LanguageModel(nn.Module, ABC):
     layers: the blocks, one after the other.
     gradient_checkpointing: whether a forward pass with gradient keeps the inputs of each block alone, so that the backward
         pass computes the block again: the same loss and gradient, dropout included, in less memory and more time.
+    output_kernel: whose adaptive weights of the logits are the probabilities of the next token: those of the loss that the
+        model is trained with. The Gaussian, that is softmax and cross-entropy, unless set otherwise.
     """
 
     config: Any
     layers: nn.ModuleList
     gradient_checkpointing: bool = False
+    output_kernel: Kernel = Gaussian()
 
     @abstractmethod
     def forward(self, tokens: Tensor, return_stats: bool = False) -> Tensor | tuple[Tensor, dict[str, Stats]]:

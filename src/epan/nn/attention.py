@@ -12,6 +12,7 @@ from ..errors import EpanError
 from ..kernels import get as get_kernel
 from ..normalizations import get as get_normalization
 from ..ops import Stats, attention, attention_varlen
+from ._growth import append
 from .bandwidth import HeadScale, LearnableOrder, initial_scale, similarity_for
 from .documents import Documents, pack, starts_after, unpack, unpack_stats
 from .heads import head_size, init_linear, merge_heads, split_heads, with_stats
@@ -268,6 +269,6 @@ class KernelAttention(nn.Module):
         first = cache.keys.shape[2]
         start = None if begins is None or not x.shape[1] else starts_after(begins, cache.start, first)
         q, k, v = self._project(x, x, first)
-        k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+        k, v = append(cache.keys, k), append(cache.values, v)
         out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False, start=start)
         return out, AttentionCache(k, v, cache.start if start is None else start[:, -1])

@@ -16,6 +16,7 @@ from ..normalizations import Normalization
 from ..normalizations import get as get_normalization
 from ..normalizations.base import map_stats
 from ..ops import Stats, attention, attention_varlen
+from ._growth import append
 from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
 from .documents import Documents, pack, starts_after, unpack, unpack_stats
 from .extractors import KeyExtractor, ValueExtractor
@@ -226,9 +227,9 @@ class ContextualMemory(nn.Module):
         first = cache.keys.shape[2]
         start = None if begins is None or not x.shape[1] else starts_after(begins, cache.start, first)
         new, state = self.key(x, cache.state, begins)
-        keys = torch.cat([cache.keys, new], dim=2)
+        keys = append(cache.keys, new)
         raw = torch.cat([cache.pending, self.value.project(x)], dim=2)
-        values = torch.cat([cache.values, self.value.combine(raw[:, :, :-1], raw[:, :, 1:])], dim=2)
+        values = append(cache.values, self.value.combine(raw[:, :, :-1], raw[:, :, 1:]))
         out, _ = self._read(new, keys[:, :, : values.shape[2]], values, first, False, start)
         newest = cache.start if start is None else start[:, -1]
         return out, ContextualCache(keys, values, raw[:, :, -1:], state, newest)

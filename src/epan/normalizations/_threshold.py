@@ -10,6 +10,9 @@ it when n is large. f^{1/n} is convex in the unknown (it is an n-norm), so Newto
 decreases monotonically to the root, on a support that only shrinks; on constant rows it is exact after one step.
 Newton on f itself has the same property but needs many more steps when f is large.
 
+Convexity also bounds the steps: with h = f^{1/n}, (h − 1)·h' falls to a quarter with each, from at most L^{2/n} in a row of L
+keys (h and h' are at most L^{1/n} and h' is at least 1). That many are taken where nobody may look at the results in between.
+
 Source: Peters et al. 1905.05702, section 3 (the threshold equation); the n-norm form is checked in the tests.
 """
 
@@ -84,7 +87,8 @@ def _newton(x: Tensor, n: float | Tensor, start: Tensor | None = None, steps: in
         level = x.new_full((*x.shape[:-1], 1), 0.0 if log_form else 1.0)
     tolerance = 4.0 * torch.finfo(x.dtype).eps
     moving: Tensor | None = None
-    for _ in range(steps):
+    blind = _is_recorded(x)
+    for _ in range(min(steps, sufficient_steps(x.shape[-1], n, x.dtype)) if blind else steps):
         advance = _log_step if log_form else _height_step
         step = advance(x, level, n)[1].nan_to_num_(0.0, 0.0, 0.0)  # type: ignore[arg-type]
         # A row that has arrived stays, so that its bits do not depend on its neighbours.
@@ -92,9 +96,28 @@ def _newton(x: Tensor, n: float | Tensor, start: Tensor | None = None, steps: in
             step = torch.where(moving, step, 0.0)
         level = level + step if log_form else level - step
         moving = step > tolerance * (level.clamp(min=1.0) if log_form else level)
-        if not bool(moving.any()):
+        if not blind and not bool(moving.any()):
             break
     return level
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, so that the host cannot see whether all rows have arrived."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def sufficient_steps(width: int, n: float | Tensor, dtype: torch.dtype) -> int:
+    """Newton steps after which every row of ``width`` keys has arrived at its level, to rounding.
+
+    A step in c is at most (h − 1)·h', and has to be below 4ε of the level, which is at least L^{−1/n}; in s it is n times that.
+    """
+    eps = torch.finfo(dtype).eps
+    if isinstance(n, Tensor):
+        # Of orders that are on the device nobody knows how large they are; from order 1 on, larger ones need fewer steps.
+        return _MAX_STEPS
+    factor = max(1.0, n) if level_is_log(n) else 1.0
+    needed = (3.0 / n * math.log2(max(width, 1)) + math.log2(factor / (4.0 * eps))) / 2.0
+    return min(_MAX_STEPS, math.ceil(needed) + 1)
 
 
 def solve_level(x: Tensor, order: float | Tensor) -> Tensor:

@@ -10,8 +10,19 @@ from epan.errors import EpanError
 from epan.report.records import Record, number
 from epan.tasks import get as get_task
 
-__all__ = ["comparable", "differences", "flatten", "is_method_key", "is_test_key", "trained_lengths"]
+__all__ = [
+    "CROSS_ENTROPY",
+    "comparable",
+    "differences",
+    "flatten",
+    "is_method_key",
+    "is_test_key",
+    "loss_of",
+    "trained_lengths",
+]
 
+# The loss of a run whose record names none.
+CROSS_ENTROPY = "gaussian"
 # What may differ between runs that repeat one another: it names a run or says where it is kept.
 _REPEATS = {"seed", "out", "name", "threads", "log_every", "checkpoint_every", "keep"}
 
@@ -29,7 +40,18 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def comparable(record: Record) -> dict[str, Any]:
     """The flat config of a run, without what only names it or says where it is kept."""
     flat = flatten({part: record.run.get(part) or {} for part in ("task", "model", "training")})
-    return {key: value for key, value in flat.items() if not _repeats(key)}
+    kept = {key: value for key, value in flat.items() if not (_repeats(key) or key.startswith("training.loss."))}
+    return {**kept, "training.loss": loss_of(record)}
+
+
+def loss_of(record: Record) -> str:
+    """The loss that the run was trained with, such as ``biweight`` or ``polynomial(order=5)``."""
+    section = record.run.get("training")
+    loss = section.get("loss", CROSS_ENTROPY) if isinstance(section, Mapping) else CROSS_ENTROPY
+    if not isinstance(loss, Mapping):
+        return str(loss)
+    options = ", ".join(f"{key}={value}" for key, value in loss.items() if key != "name")
+    return f"{loss.get('name')}({options})"
 
 
 def _repeats(key: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from epan.report.configs import CROSS_ENTROPY, loss_of
 from epan.report.draw import Picture, finish, legend, line_style, panel, step_axis, value_axis
 from epan.report.look import method_name
 from epan.report.records import Record, number
@@ -94,7 +95,11 @@ def _point(sizes: set[int]) -> str:
 def loss(setting: Setting, stem: str, folder: Path) -> Picture | None:
     """Training loss, mean over seeds with their range."""
     caption = "The loss on the training batch of a step."
-    return _over_steps(setting, "loss", f"{stem}loss", "Training loss", "training loss (nats)", caption, folder)
+    kinds = {loss_of(run) for run in setting.runs}
+    label = "training loss (nats)" if kinds == {CROSS_ENTROPY} else "training loss"
+    if len(kinds) > 1:
+        caption += " The methods have different losses, whose sizes say nothing about each other."
+    return _over_steps(setting, "loss", f"{stem}loss", "Training loss", label, caption, folder)
 
 
 def training_support(setting: Setting, stem: str, folder: Path) -> Picture | None:

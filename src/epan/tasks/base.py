@@ -230,6 +230,10 @@ class Task(Sequences):
         Shares no code with :meth:`generate`; raises EpanError if ``prompt`` is no prompt of this task.
         """
 
+    def scored(self, target: Sequence[int]) -> list[bool]:
+        """Which tokens of a target, <eos> included, count for exact match; the others are given while decoding."""
+        return [True] * len(target)
+
     def sources(self, length: int) -> int | None:
         """How many sources of this nominal length there are, if all are equally likely; else None."""
         return None
@@ -290,6 +294,30 @@ class Task(Sequences):
         if strange:
             raise EpanError(f"No token of the task {self.name!r}", found=strange[0], allowed=f"0 to {len(written) - 1}")
         return " ".join(written[token] for token in ids)
+
+    def encode(self, text: str) -> list[int]:
+        """The prompt ``<bos> source <sep>`` of a source as :meth:`decode` writes it; the outer two may be left out.
+
+        Raises
+        ------
+        EpanError: a word that is none of the alphabet.
+        """
+        words = text.split()
+        if words[:1] == [_SPECIAL[BOS]]:
+            words = words[1:]
+        if words[-1:] == [_SPECIAL[SEP]]:
+            words = words[:-1]
+        places = {word: TASK_TOKENS + place for place, word in enumerate(self.alphabet)}
+        for word in words:
+            if word not in places:
+                shown = self.alphabet if len(self.alphabet) <= 40 else (*self.alphabet[:3], "…", self.alphabet[-1])
+                raise EpanError(f"No word of the task {self.name!r}", found=repr(word), allowed=shown)
+        return [BOS, *(places[word] for word in words), SEP]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens after which nothing follows."""
+        return (EOS,)
 
     def _source(self, prompt: Sequence[int]) -> list[int]:
         """The source of ``prompt``, counted from the task's first token."""

@@ -90,5 +90,8 @@ class MQAR(Task):
             raise EpanError("These are no pairs of different keys and values", fix="key value key value …")
         return [TASK_TOKENS + token for key in sorted(memory) for token in (key, memory[key])] + [EOS]
 
+    def scored(self, target: Sequence[int]) -> list[bool]:
+        return [place % 2 == 1 and token != EOS for place, token in enumerate(target)]
+
     def sources(self, length: int) -> int:
         return math.perm(self.words // 2, length) ** 2

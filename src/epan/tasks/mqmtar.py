@@ -132,6 +132,9 @@ class MQMTAR(Task):
             raise EpanError("A pair or query is cut off, or a query asks for a key that is not there") from None
         return [TASK_TOKENS + token for token in target] + [EOS]
 
+    def scored(self, target: Sequence[int]) -> list[bool]:
+        return [place % 3 != 0 and token != EOS for place, token in enumerate(target)]
+
 
 @lru_cache(maxsize=64)
 def _widest_body(longest: int, words: int) -> int:

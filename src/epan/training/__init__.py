@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from epan.training.errors import TrainingError
     from epan.training.evaluation import evaluate
     from epan.training.gpus import choose_gpus
-    from epan.training.loading import evaluate_run, load
+    from epan.training.loading import evaluate_run, load, load_run
     from epan.training.parsing import load_config, override
     from epan.training.progress import EvaluationInfo, Progress, RunResult, StartInfo, StepInfo
     from epan.training.sweep import RunState, SweepProgress, SweepResult, load_sweep, run_sweep
@@ -29,6 +29,7 @@ _HOME = {
     "evaluate": "evaluation",
     "evaluate_run": "loading",
     "load": "loading",
+    "load_run": "loading",
     "load_config": "parsing",
     "override": "parsing",
     "EvaluationInfo": "progress",
@@ -73,6 +74,7 @@ __all__ = [
     "evaluate_run",
     "load",
     "load_config",
+    "load_run",
     "load_sweep",
     "override",
     "records",

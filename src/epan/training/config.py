@@ -40,6 +40,9 @@ OPERATIONAL = (
     "track",
 )
 
+# The loss of a run that names none.
+CROSS_ENTROPY = "gaussian"
+
 # Where a run may be followed besides its record.
 TRACKERS = ("tensorboard", "trackio")
 
@@ -218,6 +221,9 @@ class RunConfig:
         the task.
     model
         the model.
+    loss
+        the kernel whose Fenchel-Young loss is trained with, by name, or with options: polynomial:order=5. Its adaptive weights
+        of the logits are the output distribution; gaussian is softmax with the cross-entropy.
     optimizer
         the optimizer and its schedule.
     evaluation
@@ -267,6 +273,7 @@ class RunConfig:
     lengths: tuple[int, int] | None = None
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: str | dict[str, Scalar] = CROSS_ENTROPY
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -288,6 +295,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"(?!\.)[^/\\\0]+", self.name):
             raise EpanError("'name' must be usable as the name of a folder", found=repr(self.name))
+        object.__setattr__(self, "loss", parse_choice(self.loss, "loss"))
         _at_least(0, "seed", self.seed)
         for key in ("steps", "batch", "accumulation", "threads", "log_every", "checkpoint_every", "keep"):
             _at_least(1, key, getattr(self, key))
@@ -330,7 +338,8 @@ class RunConfig:
         """The name of the run, and of its folder in a sweep."""
         if self.name is not None:
             return self.name
-        parts = f"{self.task.name}-{self.model.name}-{self.method}-seed{self.seed}"
+        loss = "" if self.loss == CROSS_ENTROPY else f"-{choice_text(self.loss)}-loss"
+        parts = f"{self.task.name}-{self.model.name}-{self.method}{loss}-seed{self.seed}"
         return re.sub(r"-*[^\w.=+-]+", "-", parts).replace("--", "-")
 
     def to_dict(self) -> dict[str, object]:
@@ -354,4 +363,7 @@ class RunConfig:
     def hash(self) -> str:
         """SHA-256 of everything that decides the numbers of the run, as long as they are finite."""
         content = {key: value for key, value in self.to_dict().items() if key not in OPERATIONAL}
+        # Runs whose config does not name a loss are runs with the cross-entropy.
+        if self.loss == CROSS_ENTROPY:
+            del content["loss"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

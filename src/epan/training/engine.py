@@ -239,7 +239,7 @@ class Engine:
             part = Batch(*(values[:count] for values in batch))
             # accelerate has put autocast around the forward pass of the model itself.
             logits = self.model(part.tokens[:, :-1])
-            return next_token_loss(logits, part.tokens, part.loss_mask)[0]
+            return next_token_loss(logits, part.tokens, part.loss_mask, self.model.output_kernel)[0]
 
         with exclusive:
             return estimate(self.model, loss_of, rows, self.device)
@@ -441,7 +441,7 @@ class Engine:
                     support = add_support(self.model, stats, part).overall()["support_size"]
                 else:
                     logits = self._forward(inputs)
-                loss = next_token_loss(logits, part.tokens, part.loss_mask)[0] / count
+                loss = next_token_loss(logits, part.tokens, part.loss_mask, self.model.output_kernel)[0] / count
                 # accelerate divides by the number of micro-batches, and torch by that of processes; the sum over all
                 # tokens is divided already.
                 self._accelerator.backward(loss * (self.accumulation * world))

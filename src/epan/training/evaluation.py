@@ -14,6 +14,7 @@ from epan.data.text import Text
 from epan.errors import EpanError
 from epan.metrics import (
     DivergenceMeter,
+    LikelihoodMeter,
     SupportMeter,
     allowed_keys,
     count_right,
@@ -88,7 +89,11 @@ def evaluate(
     exact_match: share of sequences whose scored tokens are all right, with its 95 % Wilson interval (``_low``,
         ``_high``).
     token_accuracy: share of scored tokens that are right given the true tokens before them, whatever the decoding.
-    loss: mean cross-entropy of the tokens with loss, in nats.
+    loss: mean loss of the tokens with loss: the cross-entropy in nats, or the Fenchel–Young loss of the model's
+        ``output_kernel``. With the latter also
+    zero_probability: the share of those tokens that the model gives the probability 0.
+    cross_entropy: mean −log p in nats; None where it is infinite, because zero_probability is not 0.
+    cross_entropy_positive: the same over the tokens of positive probability alone; None without any.
     decoding: how exact match was found: ``greedy`` token by token, or ``teacher-forced`` in one pass (the same by
         ``greedy_exact_match``); ``auto`` is greedy for sequences of at most 160 tokens.
     accuracy, tvd, kl: of tasks whose tokens are drawn from distributions that are known (``task.truth``), against these: share
@@ -268,6 +273,7 @@ class _LengthMeter:
         self.divergence: DivergenceMeter | None = None
         self.sequences = self.exact = self.right = self.scored = self.loss_tokens = 0
         self.loss = 0.0
+        self.likelihood = LikelihoodMeter(model.output_kernel)
         self.greedy = False
 
     @torch.no_grad()
@@ -282,7 +288,8 @@ class _LengthMeter:
             logits = self.model(inputs)
         predicted = torch.cat([tokens[:, :1], logits.argmax(dim=-1)], dim=1)
         right, scored = count_right(predicted, tokens, batch.score_mask)
-        loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask)
+        loss, loss_tokens = next_token_loss(logits, tokens, batch.loss_mask, self.model.output_kernel)
+        self.likelihood.add(logits, tokens, batch.loss_mask)
         if truth is not None:
             self.divergence = self.divergence or DivergenceMeter()
             # The first token has no prediction, and is not scored.
@@ -309,6 +316,7 @@ class _LengthMeter:
             **(known.result() if known is not None else {}),
             "token_accuracy": self.right / max(1, self.scored),
             "loss": self.loss / max(1, self.loss_tokens),
+            **self.likelihood.result(),
             "sequences": self.sequences,
             "decoding": "greedy" if self.greedy else "teacher-forced",
             **self.support.overall(),

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -16,11 +16,14 @@ import epan.tasks
 from epan._options import make
 from epan.data.text import Text
 from epan.data.tokenizing import FILE_NAME as TOKENIZER
-from epan.errors import EpanError, unknown_name
+from epan.data.written import Written
+from epan.errors import EpanError, UnsupportedError, unknown_name
+from epan.losses import output_kernel
 from epan.models import LanguageModel
 from epan.tasks import Sequences
 from epan.training import checkpoint as checkpoints
-from epan.training.config import CHOICES, OF_THE_TASK, RunConfig, TaskConfig
+from epan.training.choices import parse_choice
+from epan.training.config import CHOICES, CROSS_ENTROPY, OF_THE_TASK, RunConfig, TaskConfig
 from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.folder import check_data
 from epan.training.progress import Progress
@@ -37,6 +40,7 @@ __all__ = [
     "find_device",
     "find_task",
     "load",
+    "load_run",
     "model_facts",
 ]
 
@@ -81,7 +85,7 @@ def find_task(chosen: TaskConfig) -> Sequences:
 
 
 def build_model(config: RunConfig, task: Sequences) -> LanguageModel:
-    """The model of a run for the vocabulary of its task; EpanError for an unknown name or config key."""
+    """The model of a run for the vocabulary of its task; EpanError for an unknown name, config key or loss."""
     model = config.model
     # The task gives the vocabulary and the token of documents, and kernel and normalization have keys of their own.
     options = [key for key in epan.models.option_names(model.name) if key not in (*OF_THE_TASK, *CHOICES)]
@@ -90,7 +94,9 @@ def build_model(config: RunConfig, task: Sequences) -> LanguageModel:
             raise unknown_name(f"option of the model {model.name!r}:", key, options)
     chosen = {"kernel": model.kernel, "normalization": model.normalization}
     given = {"vocab_size": task.vocab_size, "document_token": task.document_token}
-    return epan.models.build(model.name, {**given, **chosen, **model.options})
+    made = epan.models.build(model.name, {**given, **chosen, **model.options})
+    made.output_kernel = output_kernel(config.loss)
+    return made
 
 
 def model_facts(name: str, model: LanguageModel) -> dict[str, Any]:
@@ -170,7 +176,8 @@ def _find_best(run: Path) -> Path:
 def load(
     run: str | Path, *, step: int | Literal["best"] | None = None, device: str | torch.device = "cpu"
 ) -> LanguageModel:
-    """The trained model of a run, in eval mode, with its config as ``model.config``.
+    """The trained model of a run, in eval mode, with its config as ``model.config`` and the kernel of its loss as
+    ``model.output_kernel``.
 
     Parameters
     ----------
@@ -183,6 +190,51 @@ def load(
     EpanError: no run or checkpoint there, a damaged one, or one of another model; says what, where and what to do.
     """
     return _restore(checkpoints.load(find_checkpoint(run, step)), device)
+
+
+@runtime_checkable
+class Language(Protocol):
+    """What puts prompts into the tokens of a model and its answers into words: a ``Task``, or the tokenizer of a text.
+
+    Attributes
+    ----------
+    ends: tokens after which nothing follows.
+    """
+
+    @property
+    def ends(self) -> tuple[int, ...]: ...
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens in words, with � for a part of a character."""
+
+
+class LoadedRun(NamedTuple):
+    """A trained run: its config, its task or the tokenizer of its text, its model, and after which step."""
+
+    config: RunConfig
+    task: Language
+    model: LanguageModel
+    step: int
+
+
+def load_run(run: str | Path, *, step: int | Literal["best"] | None = None, device: str = "auto") -> LoadedRun:
+    """As ``load``, with what puts its tokens into words; ``device`` is that of a config.
+
+    Raises
+    ------
+    EpanError: as ``load``, a task that cannot be built, or one without words.
+    """
+    checkpoint = checkpoints.load(find_checkpoint(run, step))
+    with _believed(checkpoint, "task"):
+        config = RunConfig.from_dict(checkpoint.manifest["config"])
+        learnt = config.task.name
+        task = Written(checkpoint.path.parent.parent / TOKENIZER) if learnt == Text.name else build_task(config)
+        if not isinstance(task, Language):
+            raise UnsupportedError(f"A prompt of the task {learnt!r}", "its tokens have no words", "use epan.generate")
+    return LoadedRun(config, task, _restore(checkpoint, find_device(device)), checkpoint.step)
 
 
 @contextmanager
@@ -207,6 +259,8 @@ def _restore(checkpoint: checkpoints.Checkpoint, device: str | torch.device) -> 
         with no_larger_than(checkpoint.model, checkpoint.path):
             epan.models.build(name, options)
         model = epan.models.build(name, options)
+        loss = checkpoint.manifest["config"].get("loss", CROSS_ENTROPY)
+        model.output_kernel = output_kernel(parse_choice(loss, "loss"))
     checkpoints.load_into(model, checkpoint.model, checkpoint.path)
     return model.to(device).eval()
 

@@ -167,7 +167,7 @@ class ResidentStep:
     def _plain_loss(self, tokens: torch.Tensor, mask: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         with autocast(self.config.precision, self.device):
             logits = self.model(tokens[:, :-1])
-        return next_token_loss(logits, tokens, mask)[0] / count
+        return next_token_loss(logits, tokens, mask, self.model.output_kernel)[0] / count
 
     def _gradient(self) -> torch.Tensor:
         """Gradient of the mean loss of the batch at hand; the loss."""

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from epan.data.text import Text
-from epan.metrics import SupportMeter
+from epan.losses import fenchel_young_loss
+from epan.metrics import LikelihoodMeter, SupportMeter
 from epan.models import LanguageModel
 from epan.tasks import Batch, Truth
 
@@ -39,6 +39,7 @@ class TextMeter:
         device = next(model.parameters()).device
         self.losses = torch.zeros(length, dtype=torch.float64, device=device)
         self.support = SupportMeter()
+        self.likelihood = LikelihoodMeter(model.output_kernel)
         self.sequences = 0
         lengths = task.corpus.byte_lengths
         self._byte_lengths = None if lengths is None else lengths.to(device)
@@ -56,9 +57,9 @@ class TextMeter:
             add_support(self.model, stats, batch, self.support)
         else:
             logits = self.model(batch.tokens[:, :-1])
-        full = torch.promote_types(logits.dtype, torch.float32)
-        losses = F.cross_entropy(logits.flatten(0, 1).to(full), targets.flatten(), reduction="none")
-        self.losses += losses.view_as(targets).double().sum(dim=0)
+        losses = fenchel_young_loss(logits, targets, kernel=self.model.output_kernel, reduction="none")
+        self.likelihood.add(logits, batch.tokens, batch.loss_mask)
+        self.losses += losses.double().sum(dim=0)
         right = (logits.argmax(dim=-1) == targets).sum()
         size = targets.new_zeros(()) if self._byte_lengths is None else self._byte_lengths[targets].sum()
         self._counts += torch.stack([right, size])
@@ -76,12 +77,15 @@ class TextMeter:
             [first, last - 1, math.fsum(sums[first:last]) / (self.sequences * (last - first))]
             for first, last in zip(edges, edges[1:], strict=False)
         ]
-        per_token, per_byte = total / tokens, total / max(1, size)
+        per_token, likelihood = total / tokens, self.likelihood.result()
+        # Only of the cross-entropy, which may be infinite.
+        nats = likelihood["cross_entropy"] if likelihood else per_token
         return {
             "loss": per_token,
-            "loss_per_byte": per_byte,
-            "bits_per_byte": per_byte / math.log(2),
-            "perplexity": math.exp(min(per_token, 700.0)),
+            "loss_per_byte": total / max(1, size),
+            "bits_per_byte": None if nats is None else nats * tokens / max(1, size) / math.log(2),
+            "perplexity": None if nats is None else math.exp(min(nats, 700.0)),
+            **likelihood,
             "token_accuracy": right / tokens,
             "tokens": tokens,
             "bytes": round(size),

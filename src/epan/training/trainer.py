@@ -94,7 +94,7 @@ def train(
 ) -> RunResult:
     """Train the model of ``config`` in this process and keep record and checkpoints in the folder ``out``.
 
-    The loss of a step is the mean cross-entropy over all tokens with loss of its ``batch`` sequences. Data and
+    The loss of a step is the mean over all tokens with loss of its ``batch`` sequences. Data and
     dropout are a function of (seed, step), so a resumed run goes on as if it had not stopped. The first Ctrl-C,
     SIGTERM or SIGUSR1 ends the run after the current step (on a GPU after those that are started, about a second) with a
     checkpoint and the status "interrupted", the second one at once. Prints nothing.
