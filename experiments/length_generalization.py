@@ -43,17 +43,38 @@ each run and no other.
 
     timeout 540 epan sweep experiments/length_generalization.py --runs rates --only 'reverse-*' --workers 1 --pack 8
     python experiments/length_generalization.py test runs/length_generalization --seconds 500
+    python experiments/length_generalization.py temperature runs/length_generalization --only '*-seed0' --seconds 500
+    python experiments/length_generalization.py diagnose runs/length_generalization --seconds 500
     python experiments/length_generalization.py collect runs/length_generalization
     python experiments/length_generalization.py rates
     python experiments/length_generalization.py tables
 
 ``test`` tests what is trained and not yet tested. ``collect`` adds one line per run to
-results/length_generalization/records.jsonl; run folders may go after that. ``rates`` applies the rule. ``tables`` makes
-table.csv, diagnostics.csv and one figure per task from the records in a few seconds on a CPU.
+results/length_generalization/records.jsonl; run folders may go after that. ``rates`` applies the rule. ``tables`` makes all
+tables and figures from the records, in seconds on a CPU:
+
+    table.csv, TASK.png                     exact match: mean, lowest and highest seed
+    diagnostics.csv                         token accuracy, loss, support, density, empty rows; entropy and bandwidth h_i
+    temperature.csv, TASK-temperature.png   exact match with β multiplied
+    recall.csv, TASK-recall.png             weight on the right key, by layer and head
+    plateau.csv, mqmtar-plateau.png         the step at which MQMTAR leaves its plateau
+
+**Temperature.** ``temperature`` tests trained runs with β of all contextual memories, or attention heads, times 0.5 to 4
+(``FACTORS``; a fixed radius shrinks with its root; equal weights on the k nearest keys do not depend on β and are left out), on
+the first 200 test sequences of each length (50 above 16,384). Beside these, what would have been chosen without the test:
+a constant factor, on 200 validation sequences at 64 or at 128 and 256; and a factor that grows with the length, (L/64)^γ or
+1 + γ·log(L/64), γ chosen at 128 and 256, by exact match, then loss. At 64 any γ leaves β as it is, so that γ cannot be chosen
+there: what is chosen at 128 and 256 has seen longer sequences than training has, if only of the validation split.
+
+**Diagnostics.** ``diagnose`` computes the weights of 64 test sequences a length, up to 1,024, again, for at most 64 queries
+each that predict the target: entropy, support, bandwidth, and the weight on the right key, by layer and head (``diagnosing``).
+A run has left the plateau of MQMTAR at the first logged step at which the median of three losses is below half of what
+guessing the value costs, 0.54 nats a token (``tabulating_plateaus``).
 
 A run folder is about 5 MB: 4.8 MB (MQMTAR 5.2 MB) for the one checkpoint that stays, weights and both moments of 0.4 million
 float32 parameters, and some 0.1 MB of record. To take runs to another machine, all of it or, for runs that are finished and
-tested, the record alone (pieces of at most 15 MiB, each a whole archive, unpacked by ``tar -xf`` in the same place):
+tested, the record alone (pieces of at most 15 MiB, each a whole archive, unpacked by ``tar -xf`` in the same place; with
+``--whole`` all of it, for ``temperature`` and ``diagnose`` to come):
 
     tar -cf runs.tar runs/length_generalization
     python experiments/length_generalization.py pack runs/length_generalization --out packed
@@ -203,7 +224,7 @@ def method_of(run: RunConfig) -> str:
     base = MODELS[run.model.name]
     parts = [run.method]
     for key, value in run.model.options.items():
-        if key not in base:
+        if key not in base or value != base[key]:
             parts.append(key if value is True else str(value) if isinstance(value, str) else f"{key}={value}")
     budget = PLANS[run.task.name].steps
     return "+".join(parts) + (f"-steps={run.steps}" if run.steps != budget else "")
@@ -283,6 +304,22 @@ def sequences(length: int) -> int:
     return 1_000 if length <= 16_384 else 200
 
 
+# What β is multiplied by at test time, everywhere, and the γ that may be chosen for a factor that grows with the length.
+FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+GROWTHS = {
+    "power": (-0.5, -0.25, -0.125, 0.0, 0.125, 0.25, 0.5),
+    "logarithm": (-0.1, -0.05, 0.0, 0.1, 0.25, 0.5, 1.0),
+}
+LONGER_VALIDATION = (128, 256)
+# Weights are written out up to this length, of so many sequences.
+LOOKED_AT, LOOKS_AT = 1024, 64
+
+
+def fewer_sequences(length: int) -> int:
+    """Sequences of a length for each of the many temperatures, the first of those of the test."""
+    return min(sequences(length), 200 if length <= 16_384 else 50)
+
+
 # ---------------------------------------------------------------------- what is done with trained runs
 
 
@@ -355,16 +392,19 @@ def command(arguments: Sequence[str] | None = None) -> int:
     what.add_parser("stages", help="list the stages with their runs and steps")
     folders = {
         "test": "test the trained runs below the folders, as far as it has not been done",
+        "temperature": "test them with β multiplied",
+        "diagnose": "look at the weights of their heads",
         "collect": "add the runs below the folders to the records",
         "pack": "pack run folders for another machine",
     }
     part = {name: what.add_parser(name, help=text) for name, text in folders.items()}
     for name in folders:
         part[name].add_argument("folders", nargs="+", type=Path, help="run folders, or folders of run folders")
-    part["test"].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'mqmtar-*'")
-    part["test"].add_argument("--longest", type=int, help="leave out test lengths above this")
-    part["test"].add_argument("--seconds", type=float, help="start no test after so many seconds")
-    part["test"].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    for name in ("test", "temperature", "diagnose"):
+        part[name].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'mqmtar-*'")
+        part[name].add_argument("--longest", type=int, help="leave out test lengths above this")
+        part[name].add_argument("--seconds", type=float, help="start no test after so many seconds")
+        part[name].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     part["collect"].add_argument("--commit", help="the commit of the code, where a run was trained without git")
     part["pack"].add_argument("--out", type=Path, required=True, help="folder for the archives")
     part["pack"].add_argument("--whole", action="store_true", help="also the checkpoints of runs that are tested")
@@ -381,20 +421,39 @@ def command(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _looked_at(run: RunConfig) -> tuple[int, ...]:
+    return tuple(length for length in PLANS[run.task.name].lengths if length <= LOOKED_AT)
+
+
 def _do(options: argparse.Namespace) -> int:
     if options.what == "stages":
         _show_stages()
         return 0
     # Beside this file; a sweep of its runs needs none of them.
     import collecting
+    import tempering
     import testing
 
+    ladder = tempering.Ladder(
+        factors=FACTORS,
+        numbers=GROWTHS,
+        trained=TRAINED[1],
+        longer=LONGER_VALIDATION,
+        lengths=lambda run: PLANS[run.task.name].lengths,
+        sequences=fewer_sequences,
+    )
     study = testing.Study(
         lengths=lambda run: PLANS[run.task.name].lengths, sequences=sequences, validation=(TRAINED[1],)
     )
-    if options.what == "test":
+    if options.what in ("test", "temperature", "diagnose"):
         chosen = testing.Selection(options.only, options.longest, options.seconds, options.device)
-        return testing.test(options.folders, study, chosen)
+        if options.what == "test":
+            return testing.test(options.folders, study, chosen)
+        if options.what == "temperature":
+            return tempering.temper(options.folders, ladder, chosen)
+        import diagnosing
+
+        return diagnosing.diagnose(options.folders, _looked_at, LOOKS_AT, chosen)
     if options.what == "pack":
         for path in collecting.pack(options.folders, options.out, None if options.whole else study.is_tested):
             print(path)
@@ -411,9 +470,17 @@ def _do(options: argparse.Namespace) -> int:
         _show_rates(records)
         return 0
     import tabulating
+    import tabulating_heads
+    import tabulating_plateaus
+    import tabulating_temperatures
 
-    planned = [*main(), *longer()]
-    for made in tabulating.tabulate(records, planned, method_of, study, _titles(), options.results):
+    planned, panels, results = [*main(), *longer()], _titles(), options.results
+    for made in (
+        *tabulating.tabulate(records, planned, method_of, study, panels, results),
+        *tabulating_temperatures.tabulate(records, planned, method_of, ladder, results),
+        *tabulating_heads.tabulate(records, planned, method_of, results),
+        *tabulating_plateaus.tabulate(records, planned, method_of, panels, results),
+    ):
         print(made)
     return 0
 

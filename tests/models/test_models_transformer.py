@@ -72,6 +72,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"positions": "nope", "length_scaling": "ssmax", "qk_norm": True},
     {"positions": "half", "kernel": "triweight", "learn_order": True, "tie_head": False},
     {"positions": "half", "kernel": "epanechnikov", "normalization": "fixed", "length_scaling": "asentmax"},
+    {"positions": "nope", "short_conv": 4, "kv_heads": 2},
     {"dropout": 0.1},
 ]
 

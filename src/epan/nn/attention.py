@@ -8,27 +8,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import EpanError
+from ..errors import EpanError, UnsupportedError
+from ..kernels import Gaussian
 from ..kernels import get as get_kernel
+from ..normalizations import Anchored
 from ..normalizations import get as get_normalization
 from ..ops import Stats, attention
 from .bandwidth import HeadScale, LearnableOrder, initial_scale, similarity_for
 from .heads import head_size, init_linear, merge_heads, split_heads, with_stats
+from .inspection import ReadsSequence, dense_weights
 from .length_scaling import make_length_scaling
 from .memories import KernelSpec, NormalizationSpec
 from .positions import alibi_slopes, rotate
+from .short_convolution import ShortConvolution
 
 __all__ = ["AttentionCache", "KernelAttention"]
 
 
 class AttentionCache(NamedTuple):
-    """Keys and values of the s steps so far, (B, key heads, s, D)."""
+    """Keys and values of the s steps so far, (B, key heads, s, D); of a layer with short convolutions also its last inputs.
+
+    Attributes
+    ----------
+    recent: (B, min(s, size − 1), d), or None.
+    """
 
     keys: Tensor
     values: Tensor
+    recent: Tensor | None = None
 
 
-class KernelAttention(nn.Module):
+class KernelAttention(ReadsSequence, nn.Module):
     r"""Multi-head attention :math:`W_o\,[\text{attention}(W_q x, W_k c, W_v c)]_{\text{heads}}` by kernel regression.
 
     Parameters
@@ -43,6 +53,12 @@ class KernelAttention(nn.Module):
     length_scaling: "asentmax" or "ssmax" on the heads without positions, or None.
     qk_norm: RMS norm over each head of queries and keys, before the positions.
     learn_scale: learn β, one per head. learn_order: learn the order of a polynomial kernel, one per head.
+    density: multiply what a head reads by Z^p, p learnt per head from 0 on, where Z = Σφ is how many keys are about as good
+        as the best, a kernel density: a mean (p = 0) cannot tell many from few, a sum (p = 1) counts. Anchored rules only.
+        Z is a constant for the gradient.
+    window: a causal query sees itself and the ``window`` − 1 steps before it; None: all steps before it.
+    short_conv: steps of the causal convolutions of queries, keys and values
+        (:class:`~epan.nn.ShortConvolution`), before all else that is done to them; None: none.
     dropout: on the weights. depth: number of layers, for the init of the output projection.
     rope_base: the base of the rotary angles.
 
@@ -69,6 +85,9 @@ class KernelAttention(nn.Module):
         qk_norm: bool = False,
         learn_scale: bool = False,
         learn_order: bool = False,
+        density: bool = False,
+        window: int | None = None,
+        short_conv: int | None = None,
         dropout: float = 0.0,
         depth: int = 1,
         rope_base: float = 10_000.0,
@@ -96,6 +115,20 @@ class KernelAttention(nn.Module):
         self.key = nn.Linear(width, self.kv_heads * head_dim, bias=False)
         self.value = nn.Linear(width, self.kv_heads * head_dim, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        if window is not None and window < 1:
+            raise EpanError("A window has room for the query itself at least", found=window, allowed="window >= 1")
+        self.window, self.short_conv = window, short_conv
+        if density and not (isinstance(self.normalization, Anchored) and not isinstance(self.kernel, Gaussian)):
+            raise UnsupportedError(
+                f"density with kernel={self.kernel.name!r}, normalization={self.normalization.name!r}",
+                "only the partition of an anchored kernel of bounded support counts the keys that are as good as the best",
+                'use normalization="anchored"',
+            )
+        self.density = nn.Parameter(torch.zeros(heads)) if density else None
+        if short_conv is not None:
+            self.query_convolution = ShortConvolution(width, short_conv)
+            self.key_convolution = ShortConvolution(self.kv_heads * head_dim, short_conv)
+            self.value_convolution = ShortConvolution(self.kv_heads * head_dim, short_conv)
         self.query_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
         # Projections of unit variance, like RMS-normed ones, have norm √D.
@@ -115,9 +148,10 @@ class KernelAttention(nn.Module):
         return self.query.weight.new_full((self.heads,), self.initial_scale)
 
     def _project(self, x: Tensor, context: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        q = split_heads(self.query(x), self.heads)
-        k = split_heads(self.key(context), self.kv_heads)
-        v = split_heads(self.value(context), self.kv_heads)
+        q, k, v = self.query(x), self.key(context), self.value(context)
+        if self.short_conv is not None:
+            q, k, v = self.query_convolution(q), self.key_convolution(k), self.value_convolution(v)
+        q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.positions == "rope":
@@ -128,6 +162,8 @@ class KernelAttention(nn.Module):
         scale: float | Tensor = self.initial_scale
         if self.scale is not None:
             scale = self.scale.current()[:, None, None]
+        if self.scale_factor != 1.0:
+            scale = scale * self.scale_factor
         if self.length_scaling is None:
             return scale
         factor = self.length_scaling(x, first)
@@ -135,6 +171,11 @@ class KernelAttention(nn.Module):
         if positioned:
             factor = torch.cat([factor, factor.new_ones(factor.shape[0], positioned, *factor.shape[2:])], dim=1)
         return scale * factor
+
+    def _slopes(self, x: Tensor) -> Tensor | None:
+        if self.slopes is None:
+            return None
+        return torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def _attend(
         self,
@@ -148,15 +189,13 @@ class KernelAttention(nn.Module):
         attn_mask: Tensor | None,
         return_stats: bool,
     ) -> tuple[Tensor, Stats | None]:
-        slopes = None
-        if self.slopes is not None:
-            slopes = torch.tensor(self.slopes, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-            if first > 0:
-                # Loads torch._dynamo, which takes most of a second.
-                from torch.nn.attention.bias import causal_lower_right
+        slopes = self._slopes(x)
+        if slopes is not None and first > 0:
+            # Loads torch._dynamo, which takes most of a second.
+            from torch.nn.attention.bias import causal_lower_right
 
-                # Distances, too, must count from the lower right when the queries are the newest of the keys.
-                attn_mask = causal_lower_right(q.shape[2], k.shape[2])
+            # Distances, too, must count from the lower right when the queries are the newest of the keys.
+            attn_mask = causal_lower_right(q.shape[2], k.shape[2])
         result = attention(
             q,
             k,
@@ -168,11 +207,15 @@ class KernelAttention(nn.Module):
             kernel=self.kernel if self.order is None else self.order(),
             normalization=self.normalization,
             similarity=self.similarity,
-            window=(None, first) if causal else None,
+            window=(None if self.window is None else self.window - 1 - first, first) if causal else None,
             alibi_slopes=slopes,
-            return_stats=return_stats,
+            return_stats=return_stats or self.density is not None,
         )
         out, stats = with_stats(result)
+        if self.density is not None:
+            assert stats is not None
+            count = stats.partition.clamp(min=1.0).log() * self.density[:, None]
+            out, stats = (out * count.exp()[..., None]).to(out.dtype), stats if return_stats else None
         return self.output(merge_heads(out)), stats
 
     def forward(
@@ -191,18 +234,47 @@ class KernelAttention(nn.Module):
         out, stats = self._attend(x, q, k, v, first=0, causal=is_causal, attn_mask=attn_mask, return_stats=return_stats)
         return out if stats is None else (out, stats)
 
+    @torch.no_grad()
+    def weights(self, x: Tensor, places: Tensor | None = None) -> tuple[Tensor, Stats]:
+        q, k, _ = self._project(x, x, 0)
+        scale = self._scale(x, 0)
+        if places is None:
+            places = torch.arange(x.shape[1], device=x.device)
+        if isinstance(scale, Tensor) and scale.shape[-2] > 1:
+            scale = scale[..., places, :]
+        kernel = self.kernel if self.order is None else self.order()
+        return dense_weights(
+            self,
+            q[:, :, places],
+            k,
+            places,
+            scale=scale,
+            kernel=kernel,
+            nearest=0,
+            farthest=None if self.window is None else self.window - 1,
+            slopes=self._slopes(x),
+        )
+
     def init_cache(
         self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> AttentionCache:
         """The cache before the first step."""
         size = self.query.weight.shape[0] // self.heads
         blank = self.query.weight.new_zeros(batch_size, self.kv_heads, 0, size, device=device, dtype=dtype)
-        return AttentionCache(blank, blank)
+        recent = None
+        if self.short_conv is not None:
+            recent = self.query.weight.new_zeros(batch_size, 0, self.query.weight.shape[1], device=device, dtype=dtype)
+        return AttentionCache(blank, blank, recent)
 
     def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
         """Causal outputs (B, t, d) for the next inputs x (B, t, d), and the cache after them; ``cache`` stays."""
-        first = cache.keys.shape[2]
-        q, k, v = self._project(x, x, first)
+        first, seen, recent = cache.keys.shape[2], x, None
+        if self.short_conv is not None and cache.recent is not None:
+            seen = torch.cat([cache.recent.to(x.dtype), x], dim=1)
+            recent = seen[:, max(0, seen.shape[1] - self.short_conv + 1) :]
+        # Steps that are there for the convolutions of the new ones alone.
+        before = seen.shape[1] - x.shape[1]
+        q, k, v = (part[:, :, before:] for part in self._project(seen, seen, first - before))
         k, v = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
         out, _ = self._attend(x, q, k, v, first=first, causal=True, attn_mask=None, return_stats=False)
-        return out, AttentionCache(k, v)
+        return out, AttentionCache(k, v, recent)

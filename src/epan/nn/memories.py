@@ -19,6 +19,7 @@ from ..ops import Stats, attention
 from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, initial_scale, similarity_for
 from .extractors import KeyExtractor, ValueExtractor
 from .heads import PerHead, head_size, init_linear, merge_heads, with_stats
+from .inspection import ReadsSequence, dense_weights
 
 __all__ = ["ContextualCache", "ContextualMemory", "PersistentMemory"]
 
@@ -49,7 +50,7 @@ class ContextualCache(NamedTuple):
     state: Tensor
 
 
-class ContextualMemory(nn.Module):
+class ContextualMemory(ReadsSequence, nn.Module):
     r"""Memory of the sequence itself: the query at i reads the pairs (k_j, v_j) of j ≤ i − 1 by kernel regression.
 
     :math:`y_i = W_o [\sum_{j<i} w_{ij} v_j]` over the heads, with the weights w of the scores
@@ -121,12 +122,16 @@ class ContextualMemory(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         init_linear(self.output, depth=depth)
 
+    def _scale(self, first: int, steps: int) -> Tensor:
+        scale: Tensor = self.scale(first, steps)
+        return scale if self.scale_factor == 1.0 else scale * self.scale_factor
+
     def _read(
         self, queries: Tensor, keys: Tensor, values: Tensor, first: int, return_stats: bool
     ) -> tuple[Tensor, Stats | None]:
         """Read for the queries at positions ``first`` …; the pairs are those of positions 0 …"""
         left = None if self.span is None else self.span - first
-        scale: Tensor | float = self.scale(first, queries.shape[2])
+        scale: Tensor | float = self._scale(first, queries.shape[2])
         if queries.is_cuda and self.similarity == "dot" and isinstance(self.kernel, Gaussian):
             # Torch's own flash attention takes one number as scale, so β goes to the queries.
             queries, scale = (queries * scale).to(queries.dtype), 1.0
@@ -149,6 +154,36 @@ class ContextualMemory(nn.Module):
         keys, _ = self.key(x)
         out, stats = self._read(keys, keys, self.value(x), 0, return_stats)
         return out if stats is None else (out, stats)
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, places: Tensor | None = None) -> tuple[Tensor, Stats]:
+        keys, _ = self.key(x)
+        scale = self._scale(0, x.shape[1])
+        if places is None:
+            places = torch.arange(x.shape[1], device=x.device)
+        return dense_weights(
+            self,
+            keys[:, :, places],
+            keys,
+            places,
+            scale=scale if scale.shape[1] == 1 else scale[:, places],
+            kernel=self.kernel if self.order is None else self.order(),
+            nearest=self.skip,
+            farthest=self.span,
+        )
+
+    @torch.no_grad()
+    def radius(self, stats: Stats, places: Tensor) -> Tensor:
+        r"""The bandwidth h_i of the queries at ``places`` (Q,): pairs at a distance of h_i and more have no weight, (B, H, Q).
+
+        From the threshold t of their ``stats`` (B, H, Q): :math:`h_i^2 = 2(1 - t/\beta)` for dot products of unit keys,
+        :math:`-2t/\beta` for distances. The Gaussian has weight everywhere; its h_i is the standard deviation 1/√β.
+        """
+        scale = self._scale(0, int(places.max()) + 1)
+        scale = (scale if scale.shape[1] == 1 else scale[:, places])[..., 0]
+        relative = stats.threshold / scale
+        square = 2 * (1 - relative) if self.similarity == "dot" else -2 * relative
+        return torch.where(stats.threshold == -torch.inf, 1 / scale, square).clamp(min=0).sqrt()
 
     def init_cache(
         self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None

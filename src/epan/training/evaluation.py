@@ -13,7 +13,7 @@ from epan import tasks
 from epan.errors import EpanError
 from epan.metrics import SupportMeter, allowed_keys, count_right, exact_match, next_token_loss, wilson_interval
 from epan.metrics.support import RowStats
-from epan.models import LanguageModel, MemoryMosaicConfig
+from epan.models import LanguageModel, MemoryMosaicConfig, TransformerConfig
 from epan.tasks import Batch, Task
 from epan.training.config import RunConfig
 from epan.training.decoding import greedy_exact_match
@@ -140,7 +140,8 @@ def add_support(
 def _allowed(model: LanguageModel, name: str, length: int, device: torch.device) -> torch.Tensor:
     config, kind = model.config, name.rsplit(".", 1)[-1]
     if not isinstance(config, MemoryMosaicConfig):
-        return _allowed_on(kind, length, None, None, 1, device)
+        local = isinstance(config, TransformerConfig) and int(name.split(".")[1]) < config.local_layers
+        return _allowed_on(kind, length, None, config.local_window if local else None, 1, device)
     return _allowed_on(kind, length, config.size, config.short_window, config.skip, device)
 
 
