@@ -131,3 +131,26 @@ def test_top_k_with_equal_weights_has_no_temperature() -> None:
 def test_no_temperature(factor: Any) -> None:
     with pytest.raises(EpanError, match="positive"), scaled(nn.Linear(2, 2), factor):
         pass
+
+
+@pytest.mark.parametrize("method", [("biweight", "adaptive"), ("epanechnikov", "anchored"), ("triweight", "fixed")])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_pairs_have_weight_within_the_radius_alone(method: tuple[str, str], adaptive: bool) -> None:
+    memory = ContextualMemory(8, 2, kernel=method[0], normalization=method[1], adaptive_bandwidth=adaptive).double()
+    x, places = torch.randn(2, LENGTH, 8, dtype=torch.float64), torch.tensor([12, 3, 7])
+    weights, stats = memory.weights(x, places)
+    keys, _ = memory.key(x)
+    distance = torch.cdist(keys[:, :, places], keys)
+    inside = (distance < memory.radius(stats, places)[..., None]) & (torch.arange(LENGTH) < places[:, None])
+    # A row without a pair in reach takes the nearest one.
+    full = stats.partition > 0
+    assert bool(full.any())
+    assert torch.equal((weights > 0)[full], inside[full])
+
+
+def test_the_gaussian_has_its_standard_deviation_as_radius() -> None:
+    memory, x, places = ContextualMemory(8, 2, kernel="gaussian"), torch.randn(2, LENGTH, 8), torch.arange(1, 4)
+    radius = memory.radius(memory.weights(x, places)[1], places)
+    assert torch.allclose(radius, torch.full((2, 2, 3), math.exp(-1.0)))
+    with scaled(memory, 4.0):
+        assert torch.allclose(memory.radius(memory.weights(x, places)[1], places), radius / 2)

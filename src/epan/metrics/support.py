@@ -50,7 +50,7 @@ def allowed_keys(
     kind = name.rsplit(".", 1)[-1]
     positions = torch.arange(length)
     if kind == "attention":
-        return (positions + 1).clamp(max=window)
+        return positions + 1 if window is None else (positions + 1).clamp(max=window)
     if kind in ("contextual", "long"):
         return (positions + 1 - skip).clamp(min=0)
     if kind in ("short", "persistent"):

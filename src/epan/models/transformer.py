@@ -42,7 +42,7 @@ class TransformerConfig:
     tie_head: the head is the embedding. dropout: on weights, hidden layers and residual branches.
     learn_scale, learn_order: learn β, or the order of a polynomial kernel, one per head and layer.
     rope_base: base of the rotary angles.
-    density: heads may count the keys that are as good as the best (:class:`epan.nn.KernelAttention`); anchored rules only.
+    counting_heads: so many heads sum up where the others average (:class:`epan.nn.KernelAttention`); anchored rules only.
     local_layers, local_window: the first ``local_layers`` layers see the last ``local_window`` steps alone, so that what they
         pass on does not depend on how long the sequence is.
     short_conv: steps of causal convolutions of queries, keys and values (:class:`epan.nn.ShortConvolution`), or None.
@@ -66,7 +66,7 @@ class TransformerConfig:
     learn_scale: bool = False
     learn_order: bool = False
     rope_base: float = 10_000.0
-    density: bool = False
+    counting_heads: int = 0
     local_layers: int = 0
     local_window: int | None = None
     short_conv: int | None = None
@@ -77,9 +77,10 @@ class TransformerConfig:
         for name in ("kv_heads", "hidden"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        for name in ("qk_norm", "tie_head", "learn_scale", "learn_order", "density"):
+        for name in ("qk_norm", "tie_head", "learn_scale", "learn_order"):
             check_flag(name, getattr(self, name))
-        check_count("local_layers", self.local_layers, least=0)
+        for name in ("counting_heads", "local_layers"):
+            check_count(name, getattr(self, name), least=0)
         if self.local_window is not None:
             check_count("local_window", self.local_window)
         if (self.local_layers > 0) != (self.local_window is not None) or self.local_layers > self.layers:
@@ -133,7 +134,7 @@ class Block(nn.Module):
             qk_norm=config.qk_norm,
             learn_scale=config.learn_scale,
             learn_order=config.learn_order,
-            density=config.density,
+            counting_heads=config.counting_heads,
             window=window,
             short_conv=config.short_conv,
             dropout=config.dropout,

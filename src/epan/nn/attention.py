@@ -53,9 +53,10 @@ class KernelAttention(ReadsSequence, nn.Module):
     length_scaling: "asentmax" or "ssmax" on the heads without positions, or None.
     qk_norm: RMS norm over each head of queries and keys, before the positions.
     learn_scale: learn β, one per head. learn_order: learn the order of a polynomial kernel, one per head.
-    density: multiply what a head reads by Z^p, p learnt per head from 0 on, where Z = Σφ is how many keys are about as good
-        as the best, a kernel density: a mean (p = 0) cannot tell many from few, a sum (p = 1) counts. Anchored rules only.
-        Z is a constant for the gradient.
+    counting_heads: the first so many heads give :math:`\text{asinh}(\sum_j \varphi_j v_j)`, a compressed sum, in place of the
+        mean :math:`\sum_j \varphi_j v_j / Z`. Of n keys with +1 and n − 1 with −1, all as good as the best, a mean sees
+        1/(2n − 1), which fades as n grows with the length, and a sum 1. Anchored rules only, whose Z = Σφ counts the keys that
+        are as good as the best and none that is out of reach; Z is a constant for the gradient.
     window: a causal query sees itself and the ``window`` − 1 steps before it; None: all steps before it.
     short_conv: steps of the causal convolutions of queries, keys and values
         (:class:`~epan.nn.ShortConvolution`), before all else that is done to them; None: none.
@@ -85,7 +86,7 @@ class KernelAttention(ReadsSequence, nn.Module):
         qk_norm: bool = False,
         learn_scale: bool = False,
         learn_order: bool = False,
-        density: bool = False,
+        counting_heads: int = 0,
         window: int | None = None,
         short_conv: int | None = None,
         dropout: float = 0.0,
@@ -118,13 +119,16 @@ class KernelAttention(ReadsSequence, nn.Module):
         if window is not None and window < 1:
             raise EpanError("A window has room for the query itself at least", found=window, allowed="window >= 1")
         self.window, self.short_conv = window, short_conv
-        if density and not (isinstance(self.normalization, Anchored) and not isinstance(self.kernel, Gaussian)):
+        if not 0 <= counting_heads <= heads:
+            raise EpanError("There are not so many heads to count", found=counting_heads, allowed=f"0 to {heads}")
+        counts = isinstance(self.normalization, Anchored) and not isinstance(self.kernel, Gaussian)
+        if counting_heads and not counts:
             raise UnsupportedError(
-                f"density with kernel={self.kernel.name!r}, normalization={self.normalization.name!r}",
+                f"counting heads with kernel={self.kernel.name!r}, normalization={self.normalization.name!r}",
                 "only the partition of an anchored kernel of bounded support counts the keys that are as good as the best",
                 'use normalization="anchored"',
             )
-        self.density = nn.Parameter(torch.zeros(heads)) if density else None
+        self.counting_heads = counting_heads
         if short_conv is not None:
             self.query_convolution = ShortConvolution(width, short_conv)
             self.key_convolution = ShortConvolution(self.kv_heads * head_dim, short_conv)
@@ -209,13 +213,14 @@ class KernelAttention(ReadsSequence, nn.Module):
             similarity=self.similarity,
             window=(None if self.window is None else self.window - 1 - first, first) if causal else None,
             alibi_slopes=slopes,
-            return_stats=return_stats or self.density is not None,
+            return_stats=return_stats or self.counting_heads > 0,
         )
         out, stats = with_stats(result)
-        if self.density is not None:
+        if self.counting_heads:
             assert stats is not None
-            count = stats.partition.clamp(min=1.0).log() * self.density[:, None]
-            out, stats = (out * count.exp()[..., None]).to(out.dtype), stats if return_stats else None
+            counted = out[:, : self.counting_heads] * stats.partition[:, : self.counting_heads, :, None]
+            out = torch.cat([counted.asinh().to(out.dtype), out[:, self.counting_heads :]], dim=1)
+        stats = stats if return_stats else None
         return self.output(merge_heads(out)), stats
 
     def forward(
