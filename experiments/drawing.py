@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOOKS", "Board", "Line", "legend_above", "length_axis", "percent_axis", "short", "with_curves"]
+__all__ = ["LOOKS", "Board", "Line", "legend_above", "length_axis", "percent_axis", "short", "titled", "with_curves"]
 
 #: Model and method of a curve, and how the legend calls it.
 Line = tuple[str, str, str]
@@ -114,3 +114,9 @@ def short(value: float) -> str:
     """A length for an axis: 512, 1k, 64k."""
     whole = round(value)
     return f"{whole // 1024}k" if whole >= 1024 and whole % 1024 == 0 else str(whole)
+
+
+def titled(model: str, method: str) -> str:
+    """A method as the title of a panel of its own; of a Memory Mosaic unless it says otherwise."""
+    shown = method.replace("adaptive_bandwidth", "β₁nᵃ+β₀")
+    return shown if model == "memory_mosaic" else f"{shown}\n({model})"

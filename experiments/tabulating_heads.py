@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from collecting import identity
-from drawing import Board, short
+from drawing import Board, short, titled
 from epan.training import RunConfig
 
 __all__ = ["Recall", "recall_of", "tabulate"]
@@ -121,17 +121,19 @@ def draw(parts: Sequence[Recall], task: str, path: Path) -> Path:
                     # The numbers that matter; the rest is pale enough.
                     if value >= 0.095:
                         colour = "white" if value > 0.55 else "#20262e"
-                        axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+                        shown = axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6)
+                        # Inside the panel, so the layout need not measure it.
+                        shown.set(color=colour, in_layout=False)
             for edge in edges[:-1]:
                 axis.axhline(edge, color="#20262e", linewidth=0.8)
-            axis.set_title(method if model == "memory_mosaic" else f"{method}\n({model})", fontsize=7.5)
+            axis.set_title(titled(model, method), fontsize=7.5)
             axis.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=7)
             axis.set_yticks([row for row, _ in names], [name for _, name in names], fontsize=7, va="top")
-            axis.tick_params(length=0)
+            axis.tick_params(length=0, labelbottom=board.is_last(place))
             axis.grid(visible=False)
             if board.is_last(place):
                 axis.set_xlabel("test length", fontsize=7.5)
-        board.figure.colorbar(image, ax=board.axes, shrink=0.6, aspect=30, pad=0.01, format=lambda v, _: f"{v:.0%}")
+        board.figure.colorbar(image, ax=board.axes, shrink=0.35, aspect=25, pad=0.01, format=lambda v, _: f"{v:.0%}")
         said = (
             "weight on the right key in %, heads in order of it (mean of the seeds; in brackets the offset of the best)"
         )

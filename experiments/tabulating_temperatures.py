@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from collecting import TEMPERED, identity
-from drawing import Board, length_axis, percent_axis
+from drawing import Board, length_axis, percent_axis, titled
 from epan.training import RunConfig
 from tempering import Ladder
 
@@ -122,7 +122,7 @@ def draw(rows: Sequence[Tempered], task: str, ladder: Ladder, path: Path) -> Pat
     handles: dict[str, Any] = {}
     with Board(len(methods), COLUMNS, PANEL, head=0.75) as board:
         for place, (axis, (model, method)) in enumerate(zip(board.axes, methods, strict=True)):
-            axis.set_title(method if model == "memory_mosaic" else f"{method}\n({model})", fontsize=8)
+            axis.set_title(titled(model, method), fontsize=8)
             of_method = [row for row in rows if (row.model, row.method) == (model, method)]
             for factor, colour in zip(ladder.factors, COLOURS, strict=False):
                 curve = [(row.length, row.mean) for row in of_method if row.temperature == f"{factor:g}"]
@@ -136,6 +136,8 @@ def draw(rows: Sequence[Tempered], task: str, ladder: Ladder, path: Path) -> Pat
                 handles |= _line(axis, curve, f"β × (L/{ladder.trained})^γ, γ chosen {name.partition(', ')[2]}", **look)
             length_axis(axis, lengths, ladder.trained, "test length" if board.is_last(place) else None)
             percent_axis(axis, board.is_first(place))
+            # The panels beside and below have the same numbers.
+            axis.tick_params(labelleft=board.is_first(place), labelbottom=board.is_last(place))
         board.figure.legend(
             handles.values(), handles.keys(), loc="outside lower left", ncols=4, fontsize=7.5, columnspacing=1.4
         )

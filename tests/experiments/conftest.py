@@ -62,6 +62,7 @@ def _small() -> dict[str, Any]:
         "SHIFTED_TASK": "copy",
         "SHIFTED": (biweight,),
         "LONGER_METHODS": (study.GAUSSIAN,),
+        "BEYOND": {},
         "sequences": lambda length: 5,
         "FACTORS": (0.5, 1.0, 2.0),
         "GROWTHS": {"power": (-0.5, 0.0, 0.5)},

@@ -77,6 +77,18 @@ def test_both_rates_are_tried_on_one_method_of_each_family() -> None:
     assert {run.label for run in study.rates()} & {run.label for run in study.main()}
 
 
+def test_going_beyond_tries_few_things_once_at_the_budget_of_all() -> None:
+    found = study.beyond()
+    assert len(found) <= 12
+    assert {run.task.name for run in found} == {"reverse", "sort"}
+    for run in found:
+        assert (run.seed, run.steps, run.model.name) == (0, study.PLANS[run.task.name].steps, "transformer")
+    # Whatever differs from the transformer of the main table is in the name, and nothing else is.
+    assert study.method_of(found[0]) == "epanechnikov-anchored+heads=2"
+    assert study.method_of(found[1]) == "epanechnikov-anchored+heads=2+nope+short_conv=5"
+    assert not {run.label for run in found} & {run.label for stage in (study.main, study.longer) for run in stage()}
+
+
 def test_a_tuned_k_and_a_chosen_rate_come_into_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "TUNED_K", {"sort": 32})
     monkeypatch.setitem(study.RATES["memory_mosaic", "sort"], "gaussian", 3e-3)
