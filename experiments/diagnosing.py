@@ -43,7 +43,7 @@ __all__ = ["OFFSETS", "diagnose", "look", "right_keys"]
 OFFSETS = (-2, -1, 0, 1, 2, 3, 4)
 QUERIES = 64
 # Weights that are held at once: of a pass over some sequences, in one layer.
-WEIGHTS = 1 << 25
+WEIGHTS = 1 << 23
 
 
 def _copied(task: Task, tokens: Tensor, targets: Tensor, end: int) -> Tensor:
@@ -151,12 +151,11 @@ def look(model: LanguageModel, task: Task, batch: Batch) -> dict[str, dict[str, 
     for name, (layer, x) in seen.items():
         weights, stats = layer.weights(x, places)
         weights = weights.double()
-        # What the window allows is what a query without weight could have had.
-        allowed = torch.ones_like(stats.support_size) * (places > 0)
         sums = {
             "entropy": -torch.xlogy(weights, weights).sum(dim=(0, 2, 3)),
             "support_size": stats.support_size.double().sum(dim=(0, 2)),
-            "empty_rows": empty_rows(stats, allowed).double().sum(dim=(0, 2)),
+            # Queries of the target have the whole source before them.
+            "empty_rows": empty_rows(stats, torch.ones_like(stats.support_size)).double().sum(dim=(0, 2)),
             "recall": torch.stack([_mass(weights, right, offset) for offset in OFFSETS]),
             "rows": weights.new_tensor(len(weights) * len(places)),
         }

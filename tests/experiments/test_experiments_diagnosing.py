@@ -159,6 +159,7 @@ def test_a_run_escapes_when_the_middle_of_three_losses_is_below_half() -> None:
     assert tabulating_plateaus.escape(steps, 0.5) == 300
     assert tabulating_plateaus.escape(steps[:6], 0.5) is None
     assert tabulating_plateaus.escape([], 0.5) is None
+    assert tabulating_plateaus.escape([(50, 0.1), (100, 0.1), (150, 0.1)], 0.5) == 150
 
 
 def test_steps_of_escape_and_the_curves_come_from_the_records(tmp_path: Path) -> None:
