@@ -116,7 +116,14 @@ def short(value: float) -> str:
     return f"{whole // 1024}k" if whole >= 1024 and whole % 1024 == 0 else str(whole)
 
 
-def titled(model: str, method: str) -> str:
-    """A method as the title of a panel of its own; of a Memory Mosaic unless it says otherwise."""
-    shown = method.replace("adaptive_bandwidth", "β₁nᵃ+β₀")
-    return shown if model == "memory_mosaic" else f"{shown}\n({model})"
+def titled(model: str, method: str, most: int) -> str:
+    """A method as the title of a panel of its own, in lines of at most ``most`` letters where its parts allow that."""
+    lines = [""]
+    for part in method.replace("adaptive_bandwidth", "β₁nᵃ+β₀").split("+"):
+        joined = f"{lines[-1]}+{part}" if lines[-1] else part
+        if len(joined) <= most or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(f"+{part}")
+    # Most are Memory Mosaics.
+    return "\n".join([*lines, *([] if model == "memory_mosaic" else [f"({model})"])])

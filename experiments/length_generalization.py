@@ -201,9 +201,9 @@ BEYOND: dict[str, tuple[Method, ...]] = {
     ),
     "sort": (
         Method("anchored", "epanechnikov", "anchored", {"positions": "nope"}),
-        Method("anchored", "epanechnikov", "anchored", {"positions": "nope", "counting_heads": 4}),
         Method("anchored", "epanechnikov", "anchored", _SORTING),
         Method("anchored", "epanechnikov", "anchored", {**_SORTING, "counting_heads": 4}),
+        Method("anchored", "epanechnikov", "anchored", {**_SORTING, "layers": 4, "counting_heads": 4}),
         Method("asentmax", "biweight", options={**_SORTING, "length_scaling": "asentmax"}),
     ),
 }

@@ -126,7 +126,7 @@ def draw(parts: Sequence[Recall], task: str, path: Path) -> Path:
                         shown.set(color=colour, in_layout=False)
             for edge in edges[:-1]:
                 axis.axhline(edge, color="#20262e", linewidth=0.8)
-            axis.set_title(titled(model, method), fontsize=7.5)
+            axis.set_title(titled(model, method, 26), fontsize=7.5)
             axis.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=7)
             axis.set_yticks([row for row, _ in names], [name for _, name in names], fontsize=7, va="top")
             axis.tick_params(length=0, labelbottom=board.is_last(place))

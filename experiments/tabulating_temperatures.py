@@ -122,7 +122,7 @@ def draw(rows: Sequence[Tempered], task: str, ladder: Ladder, path: Path) -> Pat
     handles: dict[str, Any] = {}
     with Board(len(methods), COLUMNS, PANEL, head=0.75) as board:
         for place, (axis, (model, method)) in enumerate(zip(board.axes, methods, strict=True)):
-            axis.set_title(titled(model, method), fontsize=8)
+            axis.set_title(titled(model, method, 32), fontsize=8)
             of_method = [row for row in rows if (row.model, row.method) == (model, method)]
             for factor, colour in zip(ladder.factors, COLOURS, strict=False):
                 curve = [(row.length, row.mean) for row in of_method if row.temperature == f"{factor:g}"]
