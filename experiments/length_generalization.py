@@ -52,7 +52,7 @@ each run and no other.
 
 ``test`` tests what is trained and not yet tested. ``collect`` adds one line per run to
 results/length_generalization/records.jsonl; run folders may go after that. ``rates`` applies the rule. ``tables`` makes all
-tables and figures from the records, in seconds on a CPU:
+tables and figures from the records, in less than a minute on a CPU:
 
     table.csv, TASK.png                     exact match: mean, lowest and highest seed
     diagnostics.csv                         token accuracy, loss, support, density, empty rows; entropy and bandwidth h_i
