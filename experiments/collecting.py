@@ -2,8 +2,10 @@
 
 A line of ``records.jsonl`` is one run: what it was (``config``, ``seed``, ``method``), where it ran (``hardware``,
 ``environment``, ``commit``, ``command``), how far it came (``status``, ``step``, ``seconds``), and what came out: ``loss``, the
-mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in
-training; ``bandwidth``, β of each head at the end; ``evaluations``, at the last step, one for each split and length.
+mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``losses``, at most 100 pairs of
+step and loss; ``support``, mean keys per query in training; ``bandwidth``, β of each head at the end; ``evaluations``, at the
+last step, one for each split and length; ``temperatures``, tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what
+the heads look at (``diagnosing``), one for each length. Records from before there were such have none of the last two.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from epan._lines import FILE_NAME, Entry, number, parse, without_overtaken
 from epan.errors import EpanError
 from epan.training import RunConfig
 
-__all__ = ["collect", "compact", "folders_below", "gather", "identity", "load", "pack", "score"]
+__all__ = ["TEMPERED", "collect", "compact", "folders_below", "gather", "identity", "load", "pack", "score"]
 
 SCHEMA = 1
 # What makes two runs the same experiment; how they were tested, compiled or kept is none of it.
@@ -33,6 +35,8 @@ MEASURED = (
 )  # fmt: skip
 # Of text in place of exact match.
 OF_TEXT = ("loss_per_byte", "bits_per_byte", "perplexity", "tokens", "bytes", "asked", "loss_by_position", "per_layer")
+#: What is kept of a test with β multiplied; the first three tell tests of a run apart.
+TEMPERED = ("split", "length", "factor", "sequences", "exact_match", "token_accuracy", "loss")
 POINTS, LAST = 100, 10
 # Bytes of one archive at most; gzip may add a little to what cannot be made smaller.
 PIECE = 15 * 2**20
@@ -111,6 +115,8 @@ def compact(
         "support": _rounded(next((value for value in reversed(supports) if value is not None), None)),
         "bandwidth": {name: [_rounded(b) for b in row] for name, row in betas[-1]["values"].items()} if betas else {},
         "evaluations": _evaluations(kinds.get("eval", []), last),
+        "temperatures": _temperatures(kinds.get("temperature", []), last),
+        "attention": _attention(kinds.get("attention", []), last),
         "damaged": len(lines) - len(whole),
     }
 
@@ -159,6 +165,41 @@ def _measured(test: Entry) -> Entry:
     return {name: test.get(name) for name in names}
 
 
+def _temperatures(lines: Iterable[Entry], last: int) -> list[list[Any]]:
+    """Rows of ``TEMPERED`` at the last step; of each test the one of most sequences, among equals the later one."""
+    best: dict[tuple[Any, ...], Entry] = {}
+    for line in lines:
+        if line.get("step") != last or any(name not in line for name in TEMPERED):
+            continue
+        key = tuple(line[name] for name in TEMPERED[:3])
+        if key not in best or line["sequences"] >= best[key]["sequences"]:
+            best[key] = line
+    return [
+        [_rounded(line[name]) if isinstance(line[name], float) else line[name] for name in TEMPERED]
+        for _, line in sorted(best.items(), key=lambda item: item[0])
+    ]
+
+
+def _attention(lines: Iterable[Entry], last: int) -> list[Entry]:
+    """Of each length the description of the most sequences at the last step; among equals the later one."""
+    best: dict[int, Entry] = {}
+    for line in lines:
+        if line.get("step") != last or not isinstance(line.get("layers"), dict) or number(line.get("length")) is None:
+            continue
+        if line["length"] not in best or line["sequences"] >= best[line["length"]]["sequences"]:
+            best[line["length"]] = line
+    names = ("length", "sequences", "layers")
+    return [{name: _four_digits(best[length][name]) for name in names} for length in sorted(best)]
+
+
+def _four_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _four_digits(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_four_digits(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def score(record: Mapping[str, Any], split: str, length: int) -> tuple[float, float] | None:
     """Exact match and loss (nats) of a finished run at one length of a split, or None."""
     for test in record["evaluations"]:
@@ -200,10 +241,34 @@ def load(path: Path) -> list[Entry]:
     return records
 
 
-def completeness(record: Mapping[str, Any]) -> tuple[int, bool, int, int]:
+def completeness(record: Mapping[str, Any]) -> tuple[int, bool, int, int, int]:
     """What makes one record of a run better than another: how far it came, whether it ended, how much was tested."""
     tests = record["evaluations"]
-    return (record["step"], record["status"] == "finished", len(tests), sum(test["sequences"] for test in tests))
+    looked = len(record.get("temperatures", ())) + len(record.get("attention", ()))
+    return (
+        record["step"],
+        record["status"] == "finished",
+        len(tests),
+        sum(test["sequences"] for test in tests),
+        looked,
+    )
+
+
+def _best(new: Entry, old: Entry) -> Entry:
+    return _joined(new, old) if completeness(new) > completeness(old) else _joined(old, new)
+
+
+def _joined(better: Entry, other: Entry) -> Entry:
+    """``better`` with the temperatures and the attention that ``other``, the same run as far, has and it has not.
+
+    They may have been looked into where the run was not tested.
+    """
+    if (better["step"], better["status"]) != (other["step"], other["status"]):
+        return better
+    rows = {tuple(row[:3]): row for record in (other, better) for row in record.get("temperatures", ())}
+    lengths = {line["length"]: line for record in (other, better) for line in record.get("attention", ())}
+    more = {"temperatures": [rows[key] for key in sorted(rows)], "attention": [lengths[key] for key in sorted(lengths)]}
+    return {**better, **{name: values for name, values in more.items() if values or name in better}}
 
 
 def gather(
@@ -216,7 +281,8 @@ def gather(
 ) -> tuple[list[Entry], str]:
     """The records of the file and of the run folders together, each run once, and a line that says what was found.
 
-    Of a run that is in both, the more complete record counts, and that of the file among equals.
+    Of a run that is in both, the more complete record counts, and that of the file among equals; what either alone knows of
+    temperatures and attention stays.
 
     Parameters
     ----------
@@ -226,8 +292,7 @@ def gather(
     # A file that was put together from two may have a run twice.
     for line in load(path):
         twin = merged.get(line["identity"])
-        if twin is None or completeness(line) > completeness(twin):
-            merged[line["identity"]] = line
+        merged[line["identity"]] = line if twin is None else _best(line, twin)
     counts = dict.fromkeys(("new", "more complete", "already there", "of no run of the study", "not started"), 0)
     damaged, wanted = 0, set(known)
     for folder in folders_below(folders):
@@ -239,11 +304,12 @@ def gather(
         old = merged.get(record["identity"])
         if record["identity"] not in wanted:
             counts["of no run of the study"] += 1
-        elif old is None or completeness(record) > completeness(old):
-            counts["new" if old is None else "more complete"] += 1
+        elif old is None:
+            counts["new"] += 1
             merged[record["identity"]] = record
         else:
-            counts["already there"] += 1
+            merged[record["identity"]] = better = _best(record, old)
+            counts["already there" if better == old else "more complete"] += 1
     told = [f"{count} {name}" for name, count in counts.items() if count]
     if damaged:
         told.append(f"{damaged} damaged lines skipped")

@@ -39,22 +39,44 @@ each run and no other.
     neighbours   other k for the top-k methods, seed 0; k with the best validation score, by the rule above, goes to TUNED_K
     longer       reverse at five times the budget: Gaussian, biweight, ReLUmax, seeds 0 to 2
     compat       reverse with the mask that published code shifts by a key for NormReLU, ReLUmax and top-k uniform, seeds 0 to 2
+    beyond       transformers of other shapes on reverse and sort, seed 0, to find one that goes beyond the published numbers
 
 **Commands.** Runs are resumable: the same command goes on, and SIGTERM saves. A stage in pieces of nine minutes:
 
     timeout 540 epan sweep experiments/length_generalization.py --runs rates --only 'reverse-*' --workers 8
     python experiments/length_generalization.py test runs/length_generalization --seconds 500
+    python experiments/length_generalization.py temperature runs/length_generalization --only '*-seed0' --seconds 500
+    python experiments/length_generalization.py diagnose runs/length_generalization --seconds 500
     python experiments/length_generalization.py collect runs/length_generalization
     python experiments/length_generalization.py rates
     python experiments/length_generalization.py tables
 
 ``test`` tests what is trained and not yet tested. ``collect`` adds one line per run to
-results/length_generalization/records.jsonl; run folders may go after that. ``rates`` applies the rule. ``tables`` makes
-table.csv, diagnostics.csv and one figure per task from the records in a few seconds on a CPU.
+results/length_generalization/records.jsonl; run folders may go after that. ``rates`` applies the rule. ``tables`` makes all
+tables and figures from the records, in less than a minute on a CPU:
+
+    table.csv, TASK.png                     exact match: mean, lowest and highest seed
+    diagnostics.csv                         token accuracy, loss, support, density, empty rows; entropy and bandwidth h_i
+    temperature.csv, TASK-temperature.png   exact match with β multiplied
+    recall.csv, TASK-recall.png             weight on the right key, by layer and head
+    plateau.csv, mqmtar-plateau.png         the step at which MQMTAR leaves its plateau
+
+**Temperature.** ``temperature`` tests trained runs with β of all contextual memories, or attention heads, times 0.5 to 4
+(``FACTORS``; a fixed radius shrinks with its root; equal weights on the k nearest keys do not depend on β and are left out), on
+the first 200 test sequences of each length (50 above 16,384). Beside these, what would have been chosen without the test:
+a constant factor, on 200 validation sequences at 64 or at 128 and 256; and a factor that grows with the length, (L/64)^γ or
+1 + γ·log(L/64), γ chosen at 128 and 256, by exact match, then loss. At 64 any γ leaves β as it is, so that γ cannot be chosen
+there: what is chosen at 128 and 256 has seen longer sequences than training has, if only of the validation split.
+
+**Diagnostics.** ``diagnose`` computes the weights of 64 test sequences a length, up to 1,024, again, for at most 64 queries
+each that predict the target: entropy, support, bandwidth, and the weight on the right key, by layer and head (``diagnosing``).
+A run has left the plateau of MQMTAR at the first logged step at which the median of three losses is below half of what
+guessing the value costs, 0.54 nats a token (``tabulating_plateaus``).
 
 A run folder is about 5 MB: 4.8 MB (MQMTAR 5.2 MB) for the one checkpoint that stays, weights and both moments of 0.4 million
 float32 parameters, and some 0.1 MB of record. To take runs to another machine, all of it or, for runs that are finished and
-tested, the record alone (pieces of at most 15 MiB, each a whole archive, unpacked by ``tar -xf`` in the same place):
+tested, the record alone (pieces of at most 15 MiB, each a whole archive, unpacked by ``tar -xf`` in the same place; with
+``--whole`` all of it, for ``temperature`` and ``diagnose`` to come):
 
     tar -cf runs.tar runs/length_generalization
     python experiments/length_generalization.py pack runs/length_generalization --out packed
@@ -164,6 +186,31 @@ LONGER_METHODS = (GAUSSIAN, Method("adaptive", "biweight"), Method("anchored", "
 SHIFTED_TASK = "reverse"
 SHIFTED = (Method("anchored", "epanechnikov", "anchored"), Method("fixed", "epanechnikov", "fixed"), nearest(16)[1])
 
+# Reverse: matching runs of symbols needs wide heads, and queries and keys that know the symbols before them; positions mislead
+# on longer sequences, and so does a first layer that sees more than its surroundings.
+_REVERSING = {"positions": "nope", "heads": 2, "short_conv": 5}
+_LOCAL = {"local_layers": 1, "local_window": 6}
+# Sort: how often a symbol is still to come fades in a mean as the sequence grows, but not in a sum.
+_SORTING = {"positions": "nope", "layers": 3}
+BEYOND: dict[str, tuple[Method, ...]] = {
+    "reverse": (
+        Method("anchored", "epanechnikov", "anchored", {"heads": 2}),
+        Method("anchored", "epanechnikov", "anchored", {"heads": 2, **_LOCAL}),
+        Method("anchored", "epanechnikov", "anchored", _REVERSING),
+        Method("anchored", "epanechnikov", "anchored", {**_REVERSING, **_LOCAL}),
+        Method("anchored", "epanechnikov", "anchored", {**_REVERSING, **_LOCAL, "heads": 1}),
+        Method("adaptive", "biweight", options={**_REVERSING, **_LOCAL}),
+        Method("gaussian", "gaussian", options={**_REVERSING, **_LOCAL}),
+    ),
+    "sort": (
+        Method("anchored", "epanechnikov", "anchored", {"positions": "nope"}),
+        Method("anchored", "epanechnikov", "anchored", _SORTING),
+        Method("anchored", "epanechnikov", "anchored", {**_SORTING, "counting_heads": 4}),
+        Method("anchored", "epanechnikov", "anchored", {**_SORTING, "layers": 4, "counting_heads": 4}),
+        Method("asentmax", "biweight", options={**_SORTING, "length_scaling": "asentmax"}),
+    ),
+}
+
 
 def config(model: str, task: str, method: Method, seed: int, rate: float, budgets: int = 1) -> RunConfig:
     """One run."""
@@ -206,7 +253,7 @@ def method_of(run: RunConfig) -> str:
     base = MODELS[run.model.name]
     parts = [run.method]
     for key, value in run.model.options.items():
-        if key not in base:
+        if key not in base or value != base[key]:
             parts.append(key if value is True else str(value) if isinstance(value, str) else f"{key}={value}")
     budget = PLANS[run.task.name].steps
     return "+".join(parts) + (f"-steps={run.steps}" if run.steps != budget else "")
@@ -273,7 +320,23 @@ def compat() -> list[RunConfig]:
     ]
 
 
-STAGES = {"rates": rates, "main": main, "neighbours": neighbours, "longer": longer, "compat": compat}
+def beyond() -> list[RunConfig]:
+    """What may beat the published numbers on reverse and sort, seed 0; what does is to be trained with all seeds."""
+    return [
+        config("transformer", task, method, 0, rate_of("transformer", task, method))
+        for task, methods in BEYOND.items()
+        for method in methods
+    ]
+
+
+STAGES = {
+    "rates": rates,
+    "main": main,
+    "neighbours": neighbours,
+    "longer": longer,
+    "compat": compat,
+    "beyond": beyond,
+}
 
 
 def runs() -> list[RunConfig]:
@@ -284,6 +347,22 @@ def runs() -> list[RunConfig]:
 def sequences(length: int) -> int:
     """Test sequences of a length."""
     return 1_000 if length <= 16_384 else 200
+
+
+# What β is multiplied by at test time, everywhere, and the γ that may be chosen for a factor that grows with the length.
+FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+GROWTHS = {
+    "power": (-0.5, -0.25, -0.125, 0.0, 0.125, 0.25, 0.5),
+    "logarithm": (-0.1, -0.05, 0.0, 0.1, 0.25, 0.5, 1.0),
+}
+LONGER_VALIDATION = (128, 256)
+# Weights are written out up to this length, of so many sequences.
+LOOKED_AT, LOOKS_AT = 1024, 64
+
+
+def fewer_sequences(length: int) -> int:
+    """Sequences of a length for each of the many temperatures, the first of those of the test."""
+    return min(sequences(length), 200 if length <= 16_384 else 50)
 
 
 # ---------------------------------------------------------------------- what is done with trained runs
@@ -358,16 +437,19 @@ def command(arguments: Sequence[str] | None = None) -> int:
     what.add_parser("stages", help="list the stages with their runs and steps")
     folders = {
         "test": "test the trained runs below the folders, as far as it has not been done",
+        "temperature": "test them with β multiplied",
+        "diagnose": "look at the weights of their heads",
         "collect": "add the runs below the folders to the records",
         "pack": "pack run folders for another machine",
     }
     part = {name: what.add_parser(name, help=text) for name, text in folders.items()}
     for name in folders:
         part[name].add_argument("folders", nargs="+", type=Path, help="run folders, or folders of run folders")
-    part["test"].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'mqmtar-*'")
-    part["test"].add_argument("--longest", type=int, help="leave out test lengths above this")
-    part["test"].add_argument("--seconds", type=float, help="start no test after so many seconds")
-    part["test"].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    for name in ("test", "temperature", "diagnose"):
+        part[name].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'mqmtar-*'")
+        part[name].add_argument("--longest", type=int, help="leave out test lengths above this")
+        part[name].add_argument("--seconds", type=float, help="start no test after so many seconds")
+        part[name].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     part["collect"].add_argument("--commit", help="the commit of the code, where a run was trained without git")
     part["pack"].add_argument("--out", type=Path, required=True, help="folder for the archives")
     part["pack"].add_argument("--whole", action="store_true", help="also the checkpoints of runs that are tested")
@@ -384,20 +466,39 @@ def command(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _looked_at(run: RunConfig) -> tuple[int, ...]:
+    return tuple(length for length in PLANS[run.task.name].lengths if length <= LOOKED_AT)
+
+
 def _do(options: argparse.Namespace) -> int:
     if options.what == "stages":
         _show_stages()
         return 0
     # Beside this file; a sweep of its runs needs none of them.
     import collecting
+    import tempering
     import testing
 
+    ladder = tempering.Ladder(
+        factors=FACTORS,
+        numbers=GROWTHS,
+        trained=TRAINED[1],
+        longer=LONGER_VALIDATION,
+        lengths=lambda run: PLANS[run.task.name].lengths,
+        sequences=fewer_sequences,
+    )
     study = testing.Study(
         lengths=lambda run: PLANS[run.task.name].lengths, sequences=sequences, validation=(TRAINED[1],)
     )
-    if options.what == "test":
+    if options.what in ("test", "temperature", "diagnose"):
         chosen = testing.Selection(options.only, options.longest, options.seconds, options.device)
-        return testing.test(options.folders, study, chosen)
+        if options.what == "test":
+            return testing.test(options.folders, study, chosen)
+        if options.what == "temperature":
+            return tempering.temper(options.folders, ladder, chosen)
+        import diagnosing
+
+        return diagnosing.diagnose(options.folders, _looked_at, LOOKS_AT, chosen)
     if options.what == "pack":
         for path in collecting.pack(options.folders, options.out, None if options.whole else study.is_tested):
             print(path)
@@ -414,9 +515,17 @@ def _do(options: argparse.Namespace) -> int:
         _show_rates(records)
         return 0
     import tabulating
+    import tabulating_heads
+    import tabulating_plateaus
+    import tabulating_temperatures
 
-    planned = [*main(), *longer()]
-    for made in tabulating.tabulate(records, planned, method_of, study, _titles(), options.results):
+    planned, panels, results = [*main(), *longer(), *beyond()], _titles(), options.results
+    for made in (
+        *tabulating.tabulate(records, planned, method_of, study, panels, results),
+        *tabulating_temperatures.tabulate(records, planned, method_of, ladder, results),
+        *tabulating_heads.tabulate(records, planned, method_of, results),
+        *tabulating_plateaus.tabulate(records, planned, method_of, panels, results),
+    ):
         print(made)
     return 0
 

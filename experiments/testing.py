@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from epan.errors import EpanError
 from epan.training import RunConfig, evaluate_run, records
 from epan.training.sweepfile import select
 
-__all__ = ["Selection", "Study", "test"]
+__all__ = ["Clock", "Selection", "Study", "finished", "test"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,47 @@ def _drawn(result: Mapping[str, Any]) -> str:
     return f"accuracy {result['accuracy']:.1%}, TVD {result['tvd']:.3f}"
 
 
+class Clock:
+    """Says whether another test may begin, and counts those that may not."""
+
+    def __init__(self, chosen: Selection) -> None:
+        self._began, self._chosen, self.left = time.monotonic(), chosen, 0
+
+    def fits(self, length: int) -> bool:
+        """Whether tests of this length are asked for at all."""
+        return self._chosen.longest is None or length <= self._chosen.longest
+
+    def begins(self, waiting: int = 1) -> bool:
+        """Whether a test may begin now; if not, so many are left."""
+        late = self._chosen.seconds is not None and time.monotonic() - self._began > self._chosen.seconds
+        self.left += waiting * late
+        return not late
+
+    def end(self, what: str = "tests") -> int:
+        """The exit status: 0, or 75 if time ran out and something is left."""
+        if self.left:
+            print(f"The time is over; {self.left} {what} are left. The same command goes on.")
+        return 75 if self.left else 0
+
+
+def finished(folders: Iterable[Path], only: Sequence[str]) -> Iterator[tuple[Path, RunConfig, list[Entry]]]:
+    """Folder, config and record of the finished runs whose label fits ``only``.
+
+    Raises
+    ------
+    EpanError: a folder or record that cannot be read, or no run fits.
+    """
+    found = {folder: records.read(folder) for folder in folders_below(folders)}
+    done = {folder: entries for folder, entries in found.items() if records.summary(entries).status == "finished"}
+    if not done:
+        raise EpanError("No run is finished", found=f"{len(found)} run folders", fix="let the sweep go on first")
+    configs = {folder: RunConfig.from_dict(records.header(done[folder], folder)["config"]) for folder in done}
+    labels = {run.label for run in select(list(configs.values()), only)}
+    for folder, entries in done.items():
+        if configs[folder].label in labels:
+            yield folder, configs[folder], entries
+
+
 def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
     """Test what is missing and write it into the records. Returns 0, or 75 if time ran out and something is left.
 
@@ -73,21 +114,10 @@ def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
     ------
     EpanError: a folder or checkpoint that cannot be read, or no run fits.
     """
-    began, left = time.monotonic(), 0
-    found = {folder: records.read(folder) for folder in folders_below(folders)}
-    done = {folder: entries for folder, entries in found.items() if records.summary(entries).status == "finished"}
-    if not done:
-        raise EpanError("No run is finished", found=f"{len(found)} run folders", fix="let the sweep go on first")
-    configs = {folder: RunConfig.from_dict(records.header(done[folder], folder)["config"]) for folder in done}
-    labels = {run.label for run in select(list(configs.values()), chosen.only)}
-    for folder, entries in done.items():
-        if configs[folder].label not in labels:
-            continue
+    clock = Clock(chosen)
+    for folder, run, entries in finished(folders, chosen.only):
         for split, length in study.missing(entries):
-            if chosen.longest is not None and length > chosen.longest:
-                continue
-            if chosen.seconds is not None and time.monotonic() - began > chosen.seconds:
-                left += 1
+            if not (clock.fits(length) and clock.begins()):
                 continue
             start = time.monotonic()
             result = evaluate_run(
@@ -95,7 +125,5 @@ def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
             )[0]
             took = time.monotonic() - start
             found = f"{result['exact_match']:.1%} exact" if result["exact_match"] is not None else _drawn(result)
-            print(f"{configs[folder].label}  {split} {length}: {found}  ({took:.1f} s)", flush=True)
-    if left:
-        print(f"The time is over; {left} tests are left. The same command goes on.")
-    return 75 if left else 0
+            print(f"{run.label}  {split} {length}: {found}  ({took:.1f} s)", flush=True)
+    return clock.end()

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import collecting
 import length_generalization as study
 from epan.errors import EpanError
-from epan.training import EvaluationConfig, RunConfig, check, load_sweep, records, train
+from epan.training import RunConfig, check, load_sweep, records, train
 
 FILE = Path(study.__file__)
-SMALL = {"layers": 1, "heads": 2, "width": 8}
 
 
 # ---------------------------------------------------------------------- the runs
@@ -79,6 +77,18 @@ def test_both_rates_are_tried_on_one_method_of_each_family() -> None:
     assert {run.label for run in study.rates()} & {run.label for run in study.main()}
 
 
+def test_going_beyond_tries_few_things_once_at_the_budget_of_all() -> None:
+    found = study.beyond()
+    assert len(found) <= 12
+    assert {run.task.name for run in found} == {"reverse", "sort"}
+    for run in found:
+        assert (run.seed, run.steps, run.model.name) == (0, study.PLANS[run.task.name].steps, "transformer")
+    # Whatever differs from the transformer of the main table is in the name, and nothing else is.
+    methods = [study.method_of(run) for run in found]
+    assert {"epanechnikov-anchored+heads=2", "epanechnikov-anchored+heads=2+nope+short_conv=5"} <= set(methods)
+    assert not {run.label for run in found} & {run.label for stage in (study.main, study.longer) for run in stage()}
+
+
 def test_a_tuned_k_and_a_chosen_rate_come_into_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "TUNED_K", {"sort": 32})
     monkeypatch.setitem(study.RATES["memory_mosaic", "sort"], "gaussian", 3e-3)
@@ -89,72 +99,6 @@ def test_a_tuned_k_and_a_chosen_rate_come_into_the_table(monkeypatch: pytest.Mon
 
 
 # ---------------------------------------------------------------------- a tiny study, from training to figure
-
-
-def _tiny(model: str, task: str, method: Any, seed: int, rate: float, budgets: int = 1) -> RunConfig:
-    whole = _CONFIG(model, task, method, seed, rate, budgets)
-    return dataclasses.replace(
-        whole,
-        batch=4,
-        precision="fp32",
-        device="cpu",
-        compile=False,
-        deterministic=False,
-        log_every=2,
-        checkpoint_every=4,
-        evaluation=EvaluationConfig(lengths=(4,), sequences=3, every=4, decoding="teacher-forced"),
-    )
-
-
-_CONFIG = study.config
-
-
-@pytest.fixture(autouse=True)
-def small_study(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Two methods, two seeds, six steps."""
-    if "trained" not in request.fixturenames:
-        return
-    for name, value in _small().items():
-        monkeypatch.setattr(study, name, value)
-
-
-def _small() -> dict[str, Any]:
-    biweight = study.Method("adaptive", "biweight")
-    return {
-        "PLANS": {"copy": study.Plan(6, (4, 8))},
-        "TRAINED": (2, 4),
-        "SEEDS": (0, 1),
-        "MODELS": {"memory_mosaic": SMALL},
-        "PANELS": {"memory_mosaic": {"Adaptive (entmax)": (biweight,)}},
-        "METHODS": {"memory_mosaic": (study.GAUSSIAN, biweight)},
-        "PROBES": {"memory_mosaic": (study.GAUSSIAN, biweight)},
-        "RATES": {("memory_mosaic", "copy"): {"gaussian": 1e-3, "adaptive": 1e-3}},
-        "LONGER_TASK": "copy",
-        "SHIFTED_TASK": "copy",
-        "SHIFTED": (biweight,),
-        "LONGER_METHODS": (study.GAUSSIAN,),
-        "sequences": lambda length: 5,
-        "config": _tiny,
-    }
-
-
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("study") / "runs"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in _small().items():
-            patch.setattr(study, name, value)
-        for run in (*study.rates(), *study.main()):
-            train(run, out / run.label, resume="auto")
-        assert study.command(["test", str(out)]) == 0
-    return out
-
-
-@pytest.fixture
-def trained(trained_once: Path, tmp_path: Path) -> Path:
-    """Six trained and tested runs: both rates of two methods with seed 0, and seed 1 of each."""
-    return Path(shutil.copytree(trained_once, tmp_path / "runs"))
 
 
 def _collect(trained: Path, results: Path) -> list[dict[str, Any]]:

@@ -55,6 +55,11 @@ def test_overall_leaves_out_persistent_memories_unless_there_is_nothing_else() -
     assert set(meter.per_layer()) == {"layers.0.persistent", "layers.0.contextual"}
 
 
+def test_attention_may_see_the_last_steps_alone() -> None:
+    assert allowed_keys("layers.0.attention", 5).tolist() == [1, 2, 3, 4, 5]
+    assert allowed_keys("layers.0.attention", 5, window=3).tolist() == [1, 2, 3, 3, 3]
+
+
 def test_no_counted_query_gives_none() -> None:
     meter = SupportMeter()
     assert meter.overall() == {"support_size": None, "density": None, "empty_rows": None}

@@ -31,6 +31,10 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("transformer", {**TRANSFORMER, "positions": "half", "length_scaling": "asentmax", "kv_heads": 2}),
     ("transformer", {**TRANSFORMER, "positions": "half", "kernel": "epanechnikov", "normalization": "fixed"}),
     ("transformer", {**TRANSFORMER, "qk_norm": True, "learn_scale": True, "tie_head": False}),
+    ("transformer", {**TRANSFORMER, "short_conv": 4, "kv_heads": 2}),
+    ("transformer", {**TRANSFORMER, "local_layers": 1, "local_window": 4, "positions": "half"}),
+    ("transformer", {**TRANSFORMER, "normalization": "anchored", "counting_heads": 2, "positions": "nope"}),
+    ("transformer", {**TRANSFORMER, "short_conv": 3, "positions": "half", "length_scaling": "asentmax"}),
 ]
 
 

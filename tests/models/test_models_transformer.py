@@ -72,6 +72,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"positions": "nope", "length_scaling": "ssmax", "qk_norm": True},
     {"positions": "half", "kernel": "triweight", "learn_order": True, "tie_head": False},
     {"positions": "half", "kernel": "epanechnikov", "normalization": "fixed", "length_scaling": "asentmax"},
+    {"positions": "nope", "short_conv": 4, "kv_heads": 2},
+    {"positions": "half", "local_layers": 1, "local_window": 3},
+    {"positions": "nope", "normalization": "anchored", "counting_heads": 2},
     {"dropout": 0.1},
 ]
 
@@ -130,8 +133,30 @@ def test_configuration_is_plain_data() -> None:
         ({"rope_base": 0}, "rope_base"),
         ({"tie_head": "yes"}, "true or false"),
         ({"kernel": "sparsemax"}, "epanechnikov"),
+        ({"local_layers": 1}, "local_window"),
+        ({"local_window": 4}, "local_layers"),
+        ({"local_layers": 3, "local_window": 4}, "local_layers"),
+        ({"counting_heads": 5, "normalization": "anchored"}, "0 to 4"),
+        ({"counting_heads": 1}, "anchored"),
+        ({"counting_heads": 1, "normalization": "anchored", "kernel": "gaussian"}, "bounded support"),
     ],
 )
 def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(EpanError, match=message):
         build("transformer", {**SMALL, **values})
+
+
+def test_local_layers_see_a_window_alone_and_the_others_all() -> None:
+    model = build("transformer", {**SMALL, "positions": "nope", "local_layers": 1, "local_window": 3}).eval()
+    tokens = torch.randint(1, 11, (1, 12))
+    _, stats = model(tokens, return_stats=True)
+    weights, _ = model.layers[0].attention.weights(torch.randn(1, 12, 16))  # type: ignore[operator, union-attr]
+    back = torch.arange(12)[:, None] - torch.arange(12)
+    assert not bool(weights[:, :, (back < 0) | (back > 2)].any())
+    assert int(stats["layers.0.attention"].support_size.max()) <= 3
+    other = tokens.clone()
+    other[0, 2] = 0
+    first = [(model(t, return_stats=True)[1]["layers.0.attention"].threshold) for t in (tokens, other)]
+    changed = (first[0] != first[1])[0].any(0)
+    assert changed.nonzero().squeeze(1).tolist() == [2, 3, 4]
+    assert bool((model(tokens)[0, 11] != model(other)[0, 11]).any())

@@ -175,6 +175,31 @@ def test_every_method_runs_and_reports(method: tuple[Any, Any]) -> None:
     assert all(field.shape == (2, HEADS, LENGTH) for field in stats[:3])
 
 
+def test_counting_heads_give_a_compressed_sum_where_others_give_a_mean() -> None:
+    options = {"kernel": "epanechnikov", "normalization": "anchored"}
+    layer = KernelAttention(WIDTH, HEADS, counting_heads=3, **options).double()  # type: ignore[arg-type]
+    x = sample()
+    q, k, v = projections(layer, x, x)
+    scores = (q @ k.transpose(-2, -1) / 2).masked_fill(~torch.ones(LENGTH, LENGTH).tril().bool(), -math.inf)
+    kernel = (1 + scores - scores.amax(-1, keepdim=True)).clamp(min=0)
+    total = kernel @ v
+    read = torch.cat([total[:, :3].asinh(), (total / kernel.sum(-1, keepdim=True))[:, 3:]], dim=1)
+    assert (layer(x, is_causal=True) - merged(read) @ layer.output.weight.T).abs().max() <= 1e-12
+    out, stats = layer(x, is_causal=True, return_stats=True)
+    assert torch.equal(out, layer(x, is_causal=True))
+    assert torch.allclose(stats.partition, kernel.sum(-1))
+
+
+def test_a_window_is_a_mask() -> None:
+    layer, plain = (KernelAttention(WIDTH, HEADS, positions="half", window=w).double() for w in (4, None))
+    plain.load_state_dict(layer.state_dict())
+    x, back = sample(), torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    expected = plain(x, is_causal=True, attn_mask=back < 4)
+    assert (layer(x, is_causal=True) - expected).abs().max() <= 1e-12
+    with pytest.raises(EpanError, match="window"):
+        KernelAttention(WIDTH, HEADS, window=0)
+
+
 @pytest.mark.parametrize("positions", ["rope", "alibi", "nope", "half"])
 @pytest.mark.parametrize("pieces", [[1] * LENGTH, [4, 1, 6]])
 def test_steps_give_what_the_whole_gives(positions: str, pieces: list[int]) -> None:

@@ -28,7 +28,7 @@ def allowed_keys(
 ) -> torch.Tensor:
     """How many keys the query at each position i (from 0) may see, by the last part of a statistics key.
 
-    attention: i + 1 (causal, with itself); contextual and long: max(0, i + 1 − skip) (those at least skip steps back); short:
+    attention: i + 1 (causal, with itself), at most window; contextual and long: max(0, i + 1 − skip) (those at least skip steps back); short:
     min(i, window) (the last ones before the query); persistent: size.
 
     Parameters
@@ -36,7 +36,7 @@ def allowed_keys(
     name: a key such as ``layers.0.contextual``.
     length: number of query positions.
     size: number of stored pairs of a persistent memory.
-    window: span of a short-term memory.
+    window: span of a short-term memory, or of attention that sees the last steps alone.
     skip: distance to the newest pair of a contextual or long-term memory.
 
     Returns
@@ -50,7 +50,7 @@ def allowed_keys(
     kind = name.rsplit(".", 1)[-1]
     positions = torch.arange(length)
     if kind == "attention":
-        return positions + 1
+        return positions + 1 if window is None else (positions + 1).clamp(max=window)
     if kind in ("contextual", "long"):
         return (positions + 1 - skip).clamp(min=0)
     if kind in ("short", "persistent"):

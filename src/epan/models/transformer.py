@@ -43,6 +43,10 @@ class TransformerConfig:
     tie_head: the head is the embedding. dropout: on weights, hidden layers and residual branches.
     learn_scale, learn_order: learn β, or the order of a polynomial kernel, one per head and layer.
     rope_base: base of the rotary angles.
+    counting_heads: so many heads sum up where the others average (:class:`epan.nn.KernelAttention`); anchored rules only.
+    local_layers, local_window: the first ``local_layers`` layers see the last ``local_window`` steps alone, so that what they
+        pass on does not depend on how long the sequence is.
+    short_conv: steps of causal convolutions of queries, keys and values (:class:`epan.nn.ShortConvolution`), or None.
     document_token: the token that begins a document, of which nothing is read by the documents after it; None: one document.
     """
 
@@ -64,6 +68,10 @@ class TransformerConfig:
     learn_scale: bool = False
     learn_order: bool = False
     rope_base: float = 10_000.0
+    counting_heads: int = 0
+    local_layers: int = 0
+    local_window: int | None = None
+    short_conv: int | None = None
     document_token: int | None = None
 
     def __post_init__(self) -> None:
@@ -74,8 +82,26 @@ class TransformerConfig:
                 check_count(name, getattr(self, name))
         for name in ("qk_norm", "tie_head", "learn_scale", "learn_order"):
             check_flag(name, getattr(self, name))
+        for name in ("counting_heads", "local_layers"):
+            check_count(name, getattr(self, name), least=0)
+        if self.local_window is not None:
+            check_count("local_window", self.local_window)
+        if (self.local_layers > 0) != (self.local_window is not None) or self.local_layers > self.layers:
+            raise EpanError(
+                "Layers that see a window alone need both their number and the window",
+                found=f"local_layers={self.local_layers}, local_window={self.local_window}, layers={self.layers}",
+                allowed="local_layers from 1 to layers, with a local_window; or neither",
+            )
+        if self.short_conv is not None:
+            check_count("short_conv", self.short_conv, least=2)
         check_probability("dropout", self.dropout)
         check_document_token(self.document_token, self.vocab_size)
+        if self.short_conv is not None and self.document_token is not None:
+            raise EpanError(
+                "Short convolutions read across the beginning of a document",
+                found=f"short_conv={self.short_conv}, document_token={self.document_token}",
+                fix="leave one of them out",
+            )
         check_choice("kind of positions", self.positions, POSITIONS)
         check_choice("norm", self.norm, NORMS)
         check_choice("feed-forward layer", self.feed_forward, FEED_FORWARDS)
@@ -101,7 +127,7 @@ def _make_norm(kind: str, width: int) -> nn.Module:
 class Block(nn.Module):
     """x + attention of norm(x), then x + feed-forward of norm(x)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, window: int | None) -> None:
         super().__init__()
         # Two branches a layer add to the residual stream.
         depth = 2 * config.layers
@@ -118,6 +144,9 @@ class Block(nn.Module):
             qk_norm=config.qk_norm,
             learn_scale=config.learn_scale,
             learn_order=config.learn_order,
+            counting_heads=config.counting_heads,
+            window=window,
+            short_conv=config.short_conv,
             dropout=config.dropout,
             depth=depth,
             rope_base=config.rope_base,
@@ -162,7 +191,10 @@ class Transformer(LanguageModel):
         super().__init__()
         self.config = config
         self.embedding = make_embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            Block(config, config.local_window if number < config.local_layers else None)
+            for number in range(config.layers)
+        )
         self.norm = _make_norm(config.norm, config.width)
         self.head = None if config.tie_head else nn.Linear(config.width, config.vocab_size, bias=False)
         if self.head is not None:

@@ -15,10 +15,12 @@ from .bandwidth import (
 from .documents import Documents
 from .extractors import KeyExtractor, ValueExtractor
 from .feedforward import GELUFeedForward, SwiGLU
+from .inspection import ReadsSequence, scaled
 from .leaky_average import GatedLeakyAverage, LeakyAverage, leaky_average
 from .length_scaling import ASEntmax, SSMax
 from .memories import ContextualCache, ContextualMemory, PersistentMemory
 from .positions import alibi_slopes, rotate
+from .short_convolution import ShortConvolution
 
 __all__ = [
     "ASEntmax",
@@ -36,7 +38,9 @@ __all__ = [
     "LearnableOrder",
     "LengthAdaptiveScale",
     "PersistentMemory",
+    "ReadsSequence",
     "SSMax",
+    "ShortConvolution",
     "SwiGLU",
     "ValueExtractor",
     "alibi_slopes",
@@ -44,5 +48,6 @@ __all__ = [
     "leaky_average",
     "radius_of_random_keys",
     "rotate",
+    "scaled",
     "similarity_for",
 ]

@@ -21,6 +21,7 @@ from .bandwidth import ContextualScale, LearnableOrder, LengthAdaptiveScale, ini
 from .documents import Documents, pack, starts_after, unpack, unpack_stats
 from .extractors import KeyExtractor, ValueExtractor
 from .heads import PerHead, head_size, init_linear, merge_heads, with_stats
+from .inspection import ReadsSequence, dense_weights
 
 __all__ = ["ContextualCache", "ContextualMemory", "PersistentMemory"]
 
@@ -53,7 +54,7 @@ class ContextualCache(NamedTuple):
     start: Tensor
 
 
-class ContextualMemory(nn.Module):
+class ContextualMemory(ReadsSequence, nn.Module):
     r"""Memory of the sequence itself: the query at i reads the pairs (k_j, v_j) of j ≤ i − 1 by kernel regression.
 
     :math:`y_i = W_o [\sum_{j<i} w_{ij} v_j]` over the heads, with the weights w of the scores
@@ -126,6 +127,10 @@ class ContextualMemory(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         init_linear(self.output, depth=depth)
 
+    def _scale(self, first: int, steps: int) -> Tensor:
+        scale: Tensor = self.scale(first, steps)
+        return scale if self.scale_factor == 1.0 else scale * self.scale_factor
+
     def _read(
         self, queries: Tensor, keys: Tensor, values: Tensor, first: int, return_stats: bool, start: Tensor | None = None
     ) -> tuple[Tensor, Stats | None]:
@@ -136,11 +141,11 @@ class ContextualMemory(nn.Module):
         left = None if self.span is None else self.span - first
         steps, mask = queries.shape[2], None
         if start is None:
-            scale = self.scale(first, steps)
+            scale = self._scale(first, steps)
         else:
             mask = (torch.arange(keys.shape[2], device=start.device) >= start[..., None])[:, None]
             position = torch.arange(first, first + steps, device=start.device) - start
-            scale = self.scale(0, first + steps)
+            scale = self._scale(0, first + steps)
             if scale.shape[1] > 1:
                 scale = scale[:, position].transpose(0, 1)
         queries, factor = self._scaled(queries, scale)
@@ -162,7 +167,7 @@ class ContextualMemory(nn.Module):
     ) -> tuple[Tensor, Stats | None]:
         """Read for all positions, each from the pairs of its own document."""
         batch, _, steps, _ = keys.shape
-        scale = self.scale(0, steps)
+        scale = self._scale(0, steps)
         scale = scale[:, 0] if scale.shape[1] == 1 else scale[:, documents.position.flatten()].transpose(0, 1)
         queries, factor = self._scaled(pack(keys), scale)
         result = attention_varlen(
@@ -205,6 +210,36 @@ class ContextualMemory(nn.Module):
             keys, _ = self.key(x, begins=documents.begins)
             out, stats = self._read_documents(keys, self.value(x), documents, return_stats)
         return out if stats is None else (out, stats)
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, places: Tensor | None = None) -> tuple[Tensor, Stats]:
+        keys, _ = self.key(x)
+        scale = self._scale(0, x.shape[1])
+        if places is None:
+            places = torch.arange(x.shape[1], device=x.device)
+        return dense_weights(
+            self,
+            keys[:, :, places],
+            keys,
+            places,
+            scale=scale if scale.shape[1] == 1 else scale[:, places],
+            kernel=self.kernel if self.order is None else self.order(),
+            nearest=self.skip,
+            farthest=self.span,
+        )
+
+    @torch.no_grad()
+    def radius(self, stats: Stats, places: Tensor) -> Tensor:
+        r"""The bandwidth h_i of the queries at ``places`` (Q,): pairs at a distance of h_i and more have no weight, (B, H, Q).
+
+        From the threshold t of their ``stats`` (B, H, Q): :math:`h_i^2 = 2(1 - t/\beta)` for dot products of unit keys,
+        :math:`-2t/\beta` for distances. The Gaussian has weight everywhere; its h_i is the standard deviation 1/√β.
+        """
+        scale = self._scale(0, int(places.max()) + 1)
+        scale = (scale if scale.shape[1] == 1 else scale[:, places])[..., 0]
+        relative = stats.threshold / scale
+        square = 2 * (1 - relative) if self.similarity == "dot" else -2 * relative
+        return torch.where(stats.threshold == -torch.inf, 1 / scale, square).clamp(min=0).sqrt()
 
     def init_cache(
         self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None

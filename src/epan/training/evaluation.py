@@ -23,7 +23,7 @@ from epan.metrics import (
     wilson_interval,
 )
 from epan.metrics.support import RowStats
-from epan.models import LanguageModel, MemoryMosaicConfig
+from epan.models import LanguageModel, MemoryMosaicConfig, TransformerConfig
 from epan.nn import Documents
 from epan.tasks import Batch, Sequences, Task, Truth
 from epan.training.config import RunConfig
@@ -191,7 +191,8 @@ def _position(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None
 def _allowed(model: LanguageModel, name: str, length: int, device: torch.device) -> torch.Tensor:
     config, kind = model.config, name.rsplit(".", 1)[-1]
     if not isinstance(config, MemoryMosaicConfig):
-        return _allowed_on(kind, length, None, None, 1, device)
+        local = isinstance(config, TransformerConfig) and int(name.split(".")[1]) < config.local_layers
+        return _allowed_on(kind, length, None, config.local_window if local else None, 1, device)
     return _allowed_on(kind, length, config.size, config.short_window, config.skip, device)
 
 
