@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import torch
+
 from .errors import EpanError
 
 __all__ = ["intern", "lookup", "restore"]
@@ -16,17 +18,24 @@ _LOCK = threading.Lock()
 
 def intern(thing: object) -> int:
     """The handle of ``thing``; equal objects share one."""
+    if torch.compiler.is_compiling():
+        # What is traced runs in one thread, and cannot enter a lock.
+        return _enter(thing)
+    with _LOCK:
+        return _enter(thing)
+
+
+def _enter(thing: object) -> int:
     # A class with an __init__ of its own inherits an equality that does not know its parameters.
     comparable = "__dataclass_fields__" in vars(type(thing))
-    with _LOCK:
-        try:
-            handle = _HANDLES.setdefault(thing, len(_OBJECTS)) if comparable else len(_OBJECTS)
-        except TypeError:
-            # Unhashable objects of other packages are each their own.
-            handle = len(_OBJECTS)
-        if handle == len(_OBJECTS):
-            _OBJECTS.append(thing)
-        return handle
+    try:
+        handle = _HANDLES.setdefault(thing, len(_OBJECTS)) if comparable else len(_OBJECTS)
+    except TypeError:
+        # Unhashable objects of other packages are each their own.
+        handle = len(_OBJECTS)
+    if handle == len(_OBJECTS):
+        _OBJECTS.append(thing)
+    return handle
 
 
 def lookup(handle: int) -> object:

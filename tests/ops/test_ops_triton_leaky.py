@@ -12,7 +12,9 @@ from scripts import Scripts
 pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
 
 
-@pytest.mark.parametrize("group", ["float32", "float16", "second", "containment", "surroundings"])
+@pytest.mark.parametrize(
+    "group", ["float32", "float16", pytest.param("second", marks=pytest.mark.slow), "containment", "surroundings"]
+)
 def test_the_gpu_kernel_in_the_interpreter(scripts: Scripts, group: str) -> None:
     assert f"passed {group}" in scripts.run("interpreted_leaky.py", group)
 

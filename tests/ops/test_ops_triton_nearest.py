@@ -8,5 +8,6 @@ from scripts import Scripts
 pytest.importorskip("triton", reason="needs Triton (pip install triton, on Linux)")
 
 
+@pytest.mark.slow
 def test_the_search_in_the_interpreter(scripts: Scripts) -> None:
     assert "passed search" in scripts.run("interpreted_nearest.py", "search")
