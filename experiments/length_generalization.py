@@ -88,13 +88,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epan.errors import EpanError
 from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "length_generalization"
@@ -432,38 +430,20 @@ def _titles() -> dict[str, list[tuple[str, str, str]]]:
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """``python experiments/length_generalization.py WHAT …``; returns the exit status."""
+    # Beside this file; a sweep of its runs does without.
+    import commands
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
     what.add_parser("stages", help="list the stages with their runs and steps")
-    folders = {
+    tests = {
         "test": "test the trained runs below the folders, as far as it has not been done",
         "temperature": "test them with β multiplied",
         "diagnose": "look at the weights of their heads",
-        "collect": "add the runs below the folders to the records",
-        "pack": "pack run folders for another machine",
     }
-    part = {name: what.add_parser(name, help=text) for name, text in folders.items()}
-    for name in folders:
-        part[name].add_argument("folders", nargs="+", type=Path, help="run folders, or folders of run folders")
-    for name in ("test", "temperature", "diagnose"):
-        part[name].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'mqmtar-*'")
-        part[name].add_argument("--longest", type=int, help="leave out test lengths above this")
-        part[name].add_argument("--seconds", type=float, help="start no test after so many seconds")
-        part[name].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    part["collect"].add_argument("--commit", help="the commit of the code, where a run was trained without git")
-    part["pack"].add_argument("--out", type=Path, required=True, help="folder for the archives")
-    part["pack"].add_argument("--whole", action="store_true", help="also the checkpoints of runs that are tested")
-    for name, text in (("rates", "apply the rule for the learning rate"), ("tables", "make tables and figures")):
-        part[name] = what.add_parser(name, help=text)
-        part[name].add_argument("folders", nargs="*", type=Path, help="run folders to read beside the records")
-    for name in ("collect", "rates", "tables"):
-        part[name].add_argument("--results", type=Path, default=RESULTS, help="folder of records, tables and figures")
-    options = parser.parse_args(arguments)
-    try:
-        return _do(options)
-    except EpanError as error:
-        print(f"length_generalization.py: {error}", file=sys.stderr)
-        return 2
+    rules = {"rates": "apply the rule for the learning rate", "tables": "make tables and figures"}
+    commands.add_commands(what, tests, rules, "mqmtar-*", RESULTS)
+    return commands.run(parser, arguments, _do, "length_generalization.py")
 
 
 def _looked_at(run: RunConfig) -> tuple[int, ...]:

@@ -56,13 +56,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epan.errors import EpanError
 from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "regbench"
@@ -280,42 +278,23 @@ def _show_stages() -> None:
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """``python experiments/regbench.py WHAT …``; returns the exit status."""
+    # Beside this file; a sweep of its runs does without.
+    import commands
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
     what.add_parser("stages", help="list the stages with their runs and steps")
-    folders = {
-        "test": "test the trained runs below the folders, as far as it has not been done",
-        "collect": "add the runs below the folders to the records",
-        "pack": "pack run folders for another machine",
-    }
-    part = {name: what.add_parser(name, help=text) for name, text in folders.items()}
-    for name in folders:
-        part[name].add_argument("folders", nargs="+", type=Path, help="run folders, or folders of run folders")
-    part["test"].add_argument("--only", nargs="+", default=[], help="runs whose label fits, such as 'regbench-1000-*'")
-    part["test"].add_argument("--longest", type=int, help="leave out test lengths above this")
-    part["test"].add_argument("--seconds", type=float, help="start no test after so many seconds")
-    part["collect"].add_argument("--commit", help="the commit of the code, where a run was trained without git")
-    part["pack"].add_argument("--out", type=Path, required=True, help="folder for the archives")
-    part["pack"].add_argument("--whole", action="store_true", help="also the checkpoints of runs that are tested")
-    for name, text in (("search", "apply the rule for rate and decay"), ("tables", "make tables and figures")):
-        part[name] = what.add_parser(name, help=text)
-        part[name].add_argument("folders", nargs="*", type=Path, help="run folders to read beside the records")
-    for name in ("collect", "search", "tables"):
-        part[name].add_argument("--results", type=Path, default=RESULTS, help="folder of records, tables and figures")
-    part["show"] = what.add_parser("show", help="draw an automaton, and what a trained run predicts along its sequence")
-    part["show"].add_argument("run", type=Path, help="a run folder")
-    part["show"].add_argument("--sequence", type=int, default=0, help="number of the test sequence (default: 0)")
-    part["show"].add_argument("--tokens", type=int, default=140, help="how many of its tokens (default: 140)")
-    part["show"].add_argument("--start", type=int, default=0, help="from which one on (default: 0)")
-    part["show"].add_argument("--out", type=Path, default=Path("pictures"), help="folder for the pictures")
-    for name in ("test", "show"):
-        part[name].add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    options = parser.parse_args(arguments)
-    try:
-        return _do(options)
-    except EpanError as error:
-        print(f"regbench.py: {error}", file=sys.stderr)
-        return 2
+    tests = {"test": "test the trained runs below the folders, as far as it has not been done"}
+    rules = {"search": "apply the rule for rate and decay", "tables": "make tables and figures"}
+    commands.add_commands(what, tests, rules, "regbench-1000-*", RESULTS)
+    show = what.add_parser("show", help="draw an automaton, and what a trained run predicts along its sequence")
+    show.add_argument("run", type=Path, help="a run folder")
+    show.add_argument("--sequence", type=int, default=0, help="number of the test sequence (default: 0)")
+    show.add_argument("--tokens", type=int, default=140, help="how many of its tokens (default: 140)")
+    show.add_argument("--start", type=int, default=0, help="from which one on (default: 0)")
+    show.add_argument("--out", type=Path, default=Path("pictures"), help="folder for the pictures")
+    show.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    return commands.run(parser, arguments, _do, "regbench.py")
 
 
 def _do(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import EpanError, unknown_name
 from ..tasks.base import SPLITS, Batch, Sequences
+from ..tasks.random import without_waiting
 from .building import Request, Tell
 from .corpus import Corpus, open_corpus
 from .order import permuted, shift
@@ -223,10 +224,7 @@ class Text(Sequences):
     def batch_at(self, starts: Tensor, length: int, split: str, device: torch.device | str = "cpu") -> Batch:
         """The windows that begin at ``starts``, (B,) int64 on the CPU."""
         place, rows = torch.device(device), len(starts)
-        if place.type == "cuda":
-            # From pinned memory, so that nothing waits for the GPU.
-            starts = starts.pin_memory().to(place, non_blocking=True)
-        starts = starts.to(place)
+        starts = without_waiting(starts, place)
         places = starts[:, None] + torch.arange(length + 1, device=place)
         tokens = self.corpus.read(split, places % self.corpus.count(split))
         predicted = torch.ones_like(tokens, dtype=torch.bool)

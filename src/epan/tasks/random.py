@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["Stream", "mix"]
+__all__ = ["Stream", "mix", "without_waiting"]
 
 # Constants of splitmix64, as signed 64-bit integers: torch has no unsigned product, and two's complement wraps alike.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -28,6 +28,11 @@ def mix(state: Tensor) -> Tensor:
         if factor != 1:
             state.mul_(factor)
     return state
+
+
+def without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``; from pinned memory, so that nothing waits for a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Stream:
@@ -72,10 +77,7 @@ class Stream:
         if self.steps == 1:
             return self.key(tag)
         keys = torch.tensor([self.key(tag, self.step + index) for index in range(self.steps)])
-        if self.device.type == "cuda":
-            # From pinned memory, so that nothing waits for the GPU.
-            keys = keys.pin_memory().to(self.device, non_blocking=True)
-        return keys.to(self.device).repeat_interleave(self.batch // self.steps)
+        return without_waiting(keys, self.device).repeat_interleave(self.batch // self.steps)
 
     def bits(self, tag: str, columns: int) -> Tensor:
         """64 random bits per sequence and column: (batch, columns) int64."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import EpanError, unknown_name
 from .automata import LETTERS, Automata, Walks, distinct, draw, minimal, walk
 from .base import PAD, SPLITS, Batch, Sequences, Truth, checked_counts
-from .random import Stream
+from .random import Stream, without_waiting
 
 __all__ = ["BAR", "FIRST", "HELD_OUT", "RegBench"]
 
@@ -112,11 +112,7 @@ class RegBench(Sequences):
         place = torch.device(device)
         if split == "train":
             data = _training_set(self.automata, self.data_seed, *asked.lengths, str(place))
-            which = asked.training(self.automata, self._batch)
-            if place.type == "cuda":
-                # From pinned memory, so that nothing waits for the GPU.
-                which = which.pin_memory().to(place, non_blocking=True)
-            which = which.to(place)
+            which = without_waiting(asked.training(self.automata, self._batch), place)
             tokens, nominal = data.tokens[which].long(), data.lengths[which]
         else:
             walks, nominal = self._held_out(asked)
