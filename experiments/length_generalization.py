@@ -25,7 +25,7 @@ seeds.
 one method of each family (``PROBES``): Gaussian, adaptive, anchored, fixed; for the transformer on all four methods. A family
 takes the rate with the higher exact match on validation sequences of the longest training length (64); among equals that with
 the lower validation loss. The top-k methods take that of the Gaussian, adaptive bandwidths that of their kernel. No test
-sequence and no length beyond training has a say. ``RATES`` holds what came out.
+sequence and no length beyond training has a say. ``rates`` writes what came out to rates.json beside the records.
 
 **Tests.** 1,000 test sequences of each length (200 above 16,384 tokens), the same for every run, in one pass per sequence:
 exact match by that is the same as by greedy decoding, because a sequence is right only if every token is right after the right
@@ -88,6 +88,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,10 +172,22 @@ PROBES = {
     "memory_mosaic": (GAUSSIAN, *(Method(rule, "biweight", rule) for rule in ("adaptive", "anchored", "fixed"))),
     "transformer": METHODS["transformer"],
 }
-# Stage "rates" decides these, by the rule above. Until it has, they are the published 1e-3, which nothing here has chosen.
-RATES: dict[tuple[str, str], dict[str, float]] = {
-    (model, task): {probe.family: 1e-3 for probe in probes} for model, probes in PROBES.items() for task in PLANS
-}
+
+
+def _rates() -> dict[tuple[str, str], dict[str, float]]:
+    """The rate of each family by model and task: what ``rates.json`` says, or the published 1e-3 until stage "rates" has run."""
+    path = RESULTS / "rates.json"
+    chosen = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {
+        (model, task): {
+            probe.family: chosen.get(model, {}).get(task, {}).get(probe.family, LEARNING_RATES[0]) for probe in probes
+        }
+        for model, probes in PROBES.items()
+        for task in PLANS
+    }
+
+
+RATES = _rates()
 NEIGHBOURS = (4, 8, 32, 64)
 # Stage "neighbours" decides these: k by task, for both top-k methods, beside k = 16. A task without one has not been tuned.
 TUNED_K: dict[str, int] = {}
@@ -395,13 +408,19 @@ def decided(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _show_rates(records: Sequence[Mapping[str, Any]]) -> None:
+def _choose_rates(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Shows what the rule says, and writes it to ``path``; what has no records there stays."""
+    chosen = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for row in decided(records):
         scores = "  ".join(f"{rate:g}: {exact:.1%}, loss {loss:.4g}" for rate, (exact, loss) in row["scores"].items())
         said = "the other rate is not there yet" if row["rate"] is None else f"take {row['rate']:g}"
         if row["rate"] not in (None, row["constant"]):
-            said += f" (RATES has {row['constant']:g})"
+            said += f" (was {row['constant']:g})"
+        if row["rate"] is not None:
+            chosen.setdefault(row["model"], {}).setdefault(row["task"], {})[row["family"]] = row["rate"]
         print(f"{row['task']:<8} {row['model']:<14} {row['family']:<9} {scores}  -> {said}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(chosen, indent=1) + "\n", "utf-8")
 
 
 def _show_stages() -> None:
@@ -492,7 +511,7 @@ def _do(options: argparse.Namespace) -> int:
     records, told = collecting.gather(path, options.folders, method_of, known)
     print(told)
     if options.what == "rates":
-        _show_rates(records)
+        _choose_rates(records, options.results / "rates.json")
         return 0
     import tabulating
     import tabulating_heads
