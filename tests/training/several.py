@@ -27,7 +27,6 @@ from epan.errors import EpanError
 from epan.training import Progress, RunConfig, StepInfo, TrainingError, records, train
 from epan.training.checkpoint import latest, list_checkpoints, load
 
-
 # What a run imports when it needs it: imported before the first fork, not by every process.
 LATE = ("torch._dynamo", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "accelerate")
 
