@@ -19,7 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # What most commands import, when they need it.
 MODULES = (
-    "torch", "safetensors.torch", "accelerate", "matplotlib.figure", "matplotlib.backends.backend_agg", "rich.live",
+    "torch", "torch._dynamo", "safetensors.torch", "accelerate", "matplotlib.figure", "matplotlib.backends.backend_agg", "rich.live",
     "epan.cli.main", "epan.training", "epan.report", "epan.models",
 )  # fmt: skip
 TINY = (

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from several import several
+from several import import_late, several
 from small import fingerprint, numbers, tiny
 from soak import import_all
 
@@ -110,6 +110,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     import_all()
+    import_late()
     asked = {1: options.alone, 2: options.together}
     with tempfile.TemporaryDirectory() as folder:
         found = {world: compare(Path(folder), options.seed, world, count) for world, count in asked.items() if count}

@@ -7,6 +7,7 @@ A script of its own: a process that has used threads, as one of pytest's may hav
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -25,6 +26,14 @@ from small import fingerprint, tiny
 from epan.errors import EpanError
 from epan.training import Progress, RunConfig, StepInfo, TrainingError, records, train
 from epan.training.checkpoint import latest, list_checkpoints, load
+
+# What a run imports when it needs it: imported before the first fork, not by every process.
+LATE = ("torch._dynamo", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks", "accelerate")
+
+
+def import_late() -> None:
+    for name in LATE:
+        importlib.import_module(name)
 
 
 def config(dropout: float = 0.1, **changes: Any) -> RunConfig:
@@ -69,6 +78,7 @@ def steps(run: Path) -> list[dict[str, Any]]:
 def main(scenarios: dict[str, Callable[[Path], None]]) -> None:
     """Do the scenarios that the command line names, or all, each in a folder of its own."""
     torch.set_num_threads(1)
+    import_late()
     for name in sys.argv[1:] or scenarios:
         with tempfile.TemporaryDirectory() as folder:
             scenarios[name](Path(folder))
