@@ -2,9 +2,9 @@
 
 A line of ``records.jsonl`` is one run: what it was (``config``, ``seed``, ``method``), where it ran (``hardware``,
 ``environment``, ``commit``, ``command``), how far it came (``status``, ``step``, ``seconds``), and what came out: ``loss``, the
-mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``losses``, at most 100 pairs of
-step and loss; ``support``, mean keys per query in training; ``bandwidth``, β of each head at the end; ``evaluations``, at the
-last step, one for each split and length; ``temperatures``, tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what
+mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``peak_memory``, bytes on a GPU
+in the steps of the last session; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in training;
+``bandwidth``, β of each head at the end; ``evaluations``, at the last step, one for each split and length; ``temperatures``, tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what
 the heads look at (``diagnosing``), one for each length. Records from before there were such have none of the last two.
 """
 
@@ -105,6 +105,7 @@ def compact(
         "commit": _distinct(entry.get("commit") or commit for entry in sessions),
         "command": f"{repeat} {config.label}".strip(),
         "parameters": head.get("parameters"),
+        "peak_memory": number(ends[-1].get("peak_memory")) if ends else None,
         "started": head.get("started"),
         "status": str(ends[-1].get("status")) if ends else "unfinished",
         "step": last,

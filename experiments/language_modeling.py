@@ -24,7 +24,10 @@ holds what came out. ``time`` gives each method as many steps as fit into the ti
 **Tests.** Nats per token at one to eight times the context: of the validation text by the run itself, of the test text and of
 WikiText-2 by ``test``, on all of their tokens but the rest of a block of eight contexts. ``table.csv`` has means over seeds of
 runs at equal tokens: ``validation`` at the context, ``ood`` on WikiText-2 at the context, ``loss_1x`` … ``loss_8x`` on the test
-text; ``ranges.csv`` has lowest and highest, and the runs at equal time and at the longer context too.
+text; ``ranges.csv`` has lowest and highest, the runs at equal time and at the longer context, and the peak memory of a step.
+
+**Judged** at equal tokens and at equal time: ``against_gaussian.csv`` has what each method has more than the Gaussian of the same
+seed, which at equal time is that of ``main``. A compact kernel is as good if that is at most 0.01 nats on the validation text.
 
 **Stages**, each a function of this file (``main`` is the table; ``runs`` is all):
 
@@ -39,10 +42,12 @@ text; ``ranges.csv`` has lowest and highest, and the runs at equal time and at t
     timeout 540 epan sweep experiments/language_modeling.py --runs main --workers 1
     python experiments/language_modeling.py test runs/language_modeling --ood wikitext2-test.txt --seconds 500
     python experiments/language_modeling.py collect runs/language_modeling
+    python experiments/language_modeling.py pack runs/language_modeling --out archives
     python experiments/language_modeling.py choose
     python experiments/language_modeling.py tables
 
-``choose`` applies the rules for rates and speeds to the records. A run folder is about 400 MB while it goes on: one checkpoint
+``choose`` applies the rules for rates and speeds to the records. ``tables`` makes the tables and the figures: loss by length
+and by position, and by layer and length the keys with weight and the tiles that are worked on. A run folder is about 400 MB while it goes on: one checkpoint
 with weights and both moments of 33.6 million float32 parameters.
 
 **Cost.** Not measured yet; planned for 15 minutes of one H100 a run of ``main``.
@@ -51,18 +56,18 @@ with weights and both moments of 33.6 million float32 parameters.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import statistics
-import sys
-import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from epan.errors import EpanError
 from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
+
+if TYPE_CHECKING:
+    from tabulating_language import Plan
+    from testing import Selection
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "language_modeling"
 #: A folder of tokens, below the folder in which the commands are given.
@@ -200,263 +205,144 @@ def stage_of(run: RunConfig) -> str:
     return "long" if run.lengths == (LONG, LONG) else "main"
 
 
-# ---------------------------------------------------------------------- tests
+# ---------------------------------------------------------------------- what is done with trained runs
 
 
-def test(folders: Sequence[Path], ood: Path, seconds: float | None, device: str) -> int:
+def missing(run: RunConfig, entries: Sequence[Mapping[str, Any]], ood: Path | None) -> list[tuple[str, int]]:
+    """Split and length of the tests that a finished run lacks; ``ood`` is any other text if None."""
+    if stage_of(run) in ("rates", "speed"):
+        return []
+    there = {
+        (test["split"], test["length"]) for test in entries if test["kind"] == "eval" and test["step"] == run.steps
+    }
+    if ood is None:
+        there |= {("other", length) for split, length in there if split not in ("train", "validation", "test")}
+    wanted = ("test", "other" if ood is None else ood.name)
+    return [
+        (split, length) for split in wanted for length in run.evaluation.lengths or () if (split, length) not in there
+    ]
+
+
+def is_tested(folder: Path) -> bool:
+    """Whether a run is finished and tested, so that nothing is left to do with its weights."""
+    from epan.training import records
+
+    entries = records.read(folder)
+    run = RunConfig.from_dict(records.header(entries, folder)["config"])
+    return records.summary(entries).status == "finished" and not missing(run, entries, None)
+
+
+def test(folders: Sequence[Path], ood: Path, chosen: Selection) -> int:
     """Test what is trained and not yet tested: the test text and ``ood``. Returns 0, or 75 if something is left.
 
     Raises
     ------
-    EpanError: no run is finished, or ``ood`` is no text.
+    EpanError: no run is finished, none fits, or ``ood`` is no text.
     """
-    from collecting import folders_below
-    from epan.training import evaluate_run, records
+    from epan.training import evaluate_run
+    from testing import Clock, finished
 
-    began, left, tested = clock.monotonic(), 0, 0
-    for folder in folders_below(folders):
-        entries = records.read(folder)
-        if records.summary(entries).status != "finished":
-            continue
-        run = RunConfig.from_dict(records.header(entries, folder)["config"])
-        if stage_of(run) in ("rates", "speed"):
-            continue
-        tested += 1
-        there = {(entry["split"], entry["length"]) for entry in entries if entry["kind"] == "eval"}
-        for split, text in (("test", None), (ood.name, str(ood))):
-            for length in run.evaluation.lengths or ():
-                if (split, length) in there:
-                    continue
-                if seconds is not None and clock.monotonic() - began > seconds:
-                    left += 1
-                    continue
-                found = evaluate_run(folder, [length], text=text, device=device)[0]
-                print(f"{run.label}  {split} {length}: {found['loss']:.4f} nats a token", flush=True)
-    if not tested:
-        raise EpanError("No run is finished", found=", ".join(map(str, folders)), fix="let the sweep go on first")
-    if left:
-        print(f"The time is over; {left} tests are left. The same command goes on.")
-    return 75 if left else 0
-
-
-# ---------------------------------------------------------------------- rules and tables
-
-
-def loss(record: Mapping[str, Any], split: str, factor: int) -> float | None:
-    """Nats per token of a finished run on a split at a multiple of its context; ``ood`` is whatever other text there is."""
-    wanted = factor * record["config"]["lengths"][1]
-    for test in record["evaluations"]:
-        other = test["split"] not in ("train", "validation", "test")
-        if (
-            record["status"] == "finished"
-            and test["length"] == wanted
-            and (split == test["split"] or (split == "ood" and other))
-        ):
-            return float(test["loss"])
-    return None
+    clock = Clock(chosen)
+    for folder, run, entries in finished(folders, chosen.only):
+        for split, length in missing(run, entries, ood):
+            if not (clock.fits(length) and clock.begins()):
+                continue
+            text = None if split == "test" else str(ood)
+            found = evaluate_run(folder, [length], text=text, device=chosen.device)[0]
+            print(f"{run.label}  {split} {length}: {found['loss']:.4f} nats a token", flush=True)
+    return clock.end()
 
 
 def choose(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the rules say of the records: a line for each model's rate, and the speeds as a dict to copy."""
+    from collecting import identity
+    from tabulating_language import loss
+
     said = []
-    of_stage = {(record["name"]): record for record in records}
+    known = {record["identity"]: record for record in records}
     for model in MODELS:
         scores = {}
         for rate in LEARNING_RATES:
-            names = [run.label for run in rates() if run.model.name == model and run.optimizer.learning_rate == rate]
-            values = [loss(of_stage[name], "validation", 1) for name in names if name in of_stage]
-            known = [value for value in values if value is not None]
-            if len(known) == len(names):
-                scores[rate] = statistics.fmean(known)
+            tried = [run for run in rates() if run.model.name == model and run.optimizer.learning_rate == rate]
+            found = [loss(known[identity(run)], "validation", 1) for run in tried if identity(run) in known]
+            values = [value for value in found if value is not None]
+            if len(values) == len(tried):
+                scores[rate] = statistics.fmean(values)
         told = "  ".join(f"{rate:g}: {value:.4f}" for rate, value in scores.items())
         whole = len(scores) == len(LEARNING_RATES)
         taken = f"take {min(scores, key=scores.__getitem__):g}" if whole else "not all runs are there"
         said.append(f"{model}  {told}  -> {taken} (RATES has {RATES[model]:g})")
     speeds = {
         (record["model"], record["method"]): record["tokens_per_second"]
-        for record in records
-        if "-speed-" in record["name"]
+        for run in speed()
+        if (record := known.get(identity(run))) is not None and record["status"] == "finished"
     }
-    said.append(f"SPEEDS = {speeds}")
+    missed = len(MODELS) * len(METHODS) - len(speeds)
+    said.append(f"SPEEDS = {speeds}" + (f" ({missed} are not there yet)" if missed else ""))
     return said
 
 
-HEADER = (
-    "model", "method", "parameters", "tokens", "validation", "ood", "loss_1x", "loss_2x", "loss_4x", "loss_8x",
-    "tokens_per_second", "seeds",
-)  # fmt: skip
-VALUES = ("validation", "ood", "loss_1x", "loss_2x", "loss_4x", "loss_8x", "tokens_per_second")
+def plan() -> Plan:
+    """What belongs into the tables."""
+    from tabulating_language import Plan
+
+    methods = [f"{method.kernel}-{method.normalization}" for method in METHODS]
+    return Plan({"main": main(), "time": time(), "long": long()}, SHORT, methods)
 
 
-def measured(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of one run that the table has means of."""
-    found = {"validation": loss(record, "validation", 1), "ood": loss(record, "ood", 1)}
-    found |= {f"loss_{factor}x": loss(record, "test", factor) for factor in FACTORS}
-    return {**found, "tokens_per_second": record["tokens_per_second"]}
-
-
-def rows(records: Sequence[Mapping[str, Any]], stage: str) -> list[dict[str, Any]]:
-    """A row for each model and method of a stage: means, and lowest and highest, over its seeds."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
-        if stage_of(RunConfig.from_dict(record["config"])) == stage and record["status"] == "finished":
-            groups.setdefault((record["model"], record["method"]), []).append(record)
-    found = []
-    for (model, method), group in sorted(groups.items(), key=lambda item: _place(*item[0])):
-        config = group[0]["config"]
-        row: dict[str, Any] = {
-            "stage": stage,
-            "model": SHORT[model],
-            "method": method,
-            "parameters": group[0]["parameters"],
-            "tokens": config["steps"] * config["batch"] * config["lengths"][1],
-            "seeds": len({record["seed"] for record in group}),
-        }
-        for name in VALUES:
-            values = [value for record in group if (value := measured(record)[name]) is not None]
-            digits = 0 if name == "tokens_per_second" else 4
-            # A mean over some of the seeds would be one of another choice.
-            whole = len(values) == len(group)
-            for suffix, of in (("", statistics.fmean), ("_min", min), ("_max", max)):
-                row[name + suffix] = f"{of(values):.{digits}f}" if whole else ""
-        found.append(row)
-    return found
-
-
-def _place(model: str, method: str) -> tuple[int, int]:
-    order = [f"{known.kernel}-{known.normalization}" for known in METHODS]
-    return list(MODELS).index(model), order.index(method)
-
-
-def tabulate(records: Sequence[Mapping[str, Any]], results: Path) -> list[Path]:
-    """Write table.csv, ranges.csv, positions.csv and the figure from the records; returns what was written."""
-    results.mkdir(parents=True, exist_ok=True)
-    table, ranges = rows(records, "main"), [row for stage in ("main", "time", "long") for row in rows(records, stage)]
-    spread = [name for name in HEADER if name not in VALUES] + [
-        name + end for name in VALUES for end in ("", "_min", "_max")
-    ]
-    made = [_write(results / "table.csv", HEADER, table), _write(results / "ranges.csv", ("stage", *spread), ranges)]
-    positions = [
-        {
-            "name": record["name"], "split": test["split"], "length": test["length"], "first": first, "last": last,
-            "loss": f"{value:.4f}", "support": test["support_size"], "density": test["density"],
-        }
-        for record in records
-        if stage_of(RunConfig.from_dict(record["config"])) in ("main", "long")
-        for test in record["evaluations"]
-        for first, last, value in test["loss_by_position"]
-    ]  # fmt: skip
-    names = ("name", "split", "length", "first", "last", "loss", "support", "density")
-    made.append(_write(results / "positions.csv", names, positions))
-    if positions:
-        made.append(_draw(records, results / "positions.png"))
-    return made
-
-
-def _write(path: Path, names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    return path
-
-
-def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Loss by position on the test text (or validation) in windows of eight contexts, a panel for each model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    from epan.report.draw import RC
-    from tabulating import LOOKS
-
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axis, model in zip(figure.subplots(1, len(MODELS), sharey=True), MODELS, strict=True):
-            axis.set_title(SHORT[model], fontsize=9)
-            for (colour, marker, dash), method in zip(LOOKS, METHODS, strict=False):
-                label = f"{method.kernel}-{method.normalization}"
-                curves = [
-                    test["loss_by_position"]
-                    for record in records
-                    if (record["model"], record["method"]) == (model, label)
-                    and stage_of(RunConfig.from_dict(record["config"])) == "main"
-                    for test in record["evaluations"]
-                    if test["split"] == "validation" and test["length"] == FACTORS[-1] * CONTEXT
-                ]
-                if curves:
-                    places = [(first + last) / 2 + 1 for first, last, _ in curves[0]]
-                    means = [
-                        statistics.fmean(values) for values in zip(*([v for _, _, v in c] for c in curves), strict=True)
-                    ]
-                    axis.plot(
-                        places,
-                        means,
-                        color=colour,
-                        marker=marker,
-                        linestyle=dash,
-                        linewidth=1.2,
-                        markersize=3,
-                        label=label,
-                    )
-            axis.axvline(CONTEXT, color="#98a3b0", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-            axis.set_xscale("log", base=2)
-            axis.set_xlabel("position in the window (dotted: context in training)")
-            if axis.lines[:-1]:
-                axis.legend(fontsize=7)
-        figure.axes[0].set_ylabel("nats a token, validation")
-        figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": "epan"})
-    return path
+def _show_stages() -> None:
+    for name, stage in STAGES.items():
+        listed = stage()
+        total = sum(run.steps * TOKENS_A_STEP for run in listed)
+        print(f"{name:<8}{len(listed):>4} runs{total / 1e6:>10,.0f} million tokens")
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """``python experiments/language_modeling.py WHAT …``; returns the exit status."""
+    # Beside this file; a sweep of its runs does without.
+    import commands
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
     what.add_parser("stages", help="list the stages with their runs and tokens")
-    tests = what.add_parser("test", help="test the trained runs below the folders, as far as it has not been done")
-    tests.add_argument("folders", nargs="+", type=Path)
-    tests.add_argument("--ood", type=Path, required=True, help="the text out of domain")
-    tests.add_argument("--seconds", type=float, help="start no test after so many seconds")
-    tests.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    for name, text in (
-        ("collect", "add the runs below the folders to the records"),
-        ("choose", "apply the rules for rates and speeds"),
-        ("tables", "make tables and the figure"),
-    ):
-        part = what.add_parser(name, help=text)
-        part.add_argument("folders", nargs="+" if name == "collect" else "*", type=Path)
-        part.add_argument("--results", type=Path, default=RESULTS, help="folder of records, tables and figures")
-    options = parser.parse_args(arguments)
-    try:
-        return _do(options)
-    except EpanError as error:
-        print(f"language_modeling.py: {error}", file=sys.stderr)
-        return 2
+    tests = {"test": "test the trained runs below the folders, as far as it has not been done"}
+    rules = {"choose": "apply the rules for rates and speeds", "tables": "make tables and figures"}
+    part = commands.add_commands(what, tests, rules, "mosaic-*", RESULTS)
+    part["test"].add_argument("--ood", type=Path, required=True, help="the text out of domain")
+    return commands.run(parser, arguments, _do, "language_modeling.py")
 
 
 def _do(options: argparse.Namespace) -> int:
     if options.what == "stages":
-        for name, stage in STAGES.items():
-            listed = stage()
-            total = sum(run.steps * TOKENS_A_STEP for run in listed)
-            print(f"{name:<8}{len(listed):>4} runs{total / 1e6:>10,.0f} million tokens")
+        _show_stages()
         return 0
-    if options.what == "test":
-        return test(options.folders, options.ood, options.seconds, options.device)
     # Beside this file; a sweep of its runs needs none of them.
     import collecting
 
+    if options.what == "test":
+        from testing import Selection
+
+        chosen = Selection(options.only, options.longest, options.seconds, options.device)
+        return test(options.folders, options.ood, chosen)
+    if options.what == "pack":
+        for path in collecting.pack(options.folders, options.out, None if options.whole else is_tested):
+            print(path)
+        return 0
     path = options.results / "records.jsonl"
     known = {collecting.identity(run) for run in runs()}
     if options.what == "collect":
         repeat = "epan sweep experiments/language_modeling.py --only"
-        print(collecting.collect(options.folders, path, method_of, known, repeat))
+        print(collecting.collect(options.folders, path, method_of, known, repeat, options.commit))
         return 0
     records, told = collecting.gather(path, options.folders, method_of, known)
     print(told)
-    for line in choose(records) if options.what == "choose" else tabulate(records, options.results):
+    if options.what == "choose":
+        lines = choose(records)
+    else:
+        from tabulating_language import tabulate
+
+        lines = tabulate(records, plan(), options.results)
+    for line in lines:
         print(line)
     return 0
 

@@ -84,7 +84,20 @@ def test_the_demo_on_text(epan: Any, novel: Path, tmp_path: Path) -> None:
     first = epan(*command)
     assert first.returncode == 0, first.stderr
     assert "Finished 8 steps" in first.stdout
-    assert epan(*command).returncode == 0
+    entries = [json.loads(line) for line in (tmp_path / "demo" / "record.jsonl").read_text().splitlines()]
+    loss = next(entry for entry in entries if entry["kind"] == "eval")["loss_per_byte"]
+    after = first.stdout[first.stdout.index("Validation loss") :]
+    assert after.startswith(f"Validation loss: {loss:.3f} nats a byte in windows of 64 bytes\n")
+    shown, _, command_line = after.partition("\nLet it write more")
+    again = command_line.strip().splitlines()[-1].split()
+    assert again[:3] == ["epan", "generate", str(tmp_path / "demo")]
+    # What it writes is what the command for it writes.
+    written = epan("generate", str(tmp_path / "demo"), "--tokens", "300", "--device", "cpu")
+    assert written.stdout
+    assert written.stdout in shown
+    second = epan(*command)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout[second.stdout.index("Validation loss") :] == after
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,28 @@ def test_no_counted_query_gives_none() -> None:
     assert meter.overall() == {"support_size": None, "density": None, "empty_rows": None}
 
 
+class Tiled(NamedTuple):
+    threshold: torch.Tensor
+    support_size: torch.Tensor
+    partition: torch.Tensor
+    tile_density: torch.Tensor
+
+
+def test_tile_density_is_a_mean_over_queries_that_count_and_only_where_all_batches_have_it() -> None:
+    meter, allowed = SupportMeter(), torch.tensor([0, 1, 2, 3])
+    ones = torch.ones(1, 1, 4)
+    valid = torch.tensor([[True, True, True, False]])
+    meter.add("layers.0.long", Tiled(0 * ones, ones, ones, torch.tensor([[[0.0, 0.25, 1.0, 0.5]]])), valid, allowed)
+    meter.add("layers.1.long", Tiled(0 * ones, ones, ones, torch.tensor([[[0.0, 0.5, 0.5, 0.5]]])), valid, allowed)
+    assert meter.per_layer()["layers.0.long"]["tile_density"] == (0.25 + 1.0) / 2
+    assert meter.overall()["tile_density"] == (0.25 + 1.0 + 0.5 + 0.5) / 4
+    assert SupportMeter.of(*meter.sums()).per_layer() == meter.per_layer()
+    meter.add("layers.1.long", Rows(0 * ones, ones, ones), valid, allowed)
+    assert "tile_density" in meter.per_layer()["layers.0.long"]
+    assert "tile_density" not in meter.per_layer()["layers.1.long"]
+    assert "tile_density" not in meter.overall()
+
+
 def test_a_gaussian_row_whose_log_sum_exp_is_zero_is_not_empty() -> None:
     threshold = torch.tensor([[[0.0, -torch.inf, 0.0, 0.0]]])
     partition = torch.tensor([[[0.0, 0.0, 0.0, 0.5]]])

@@ -160,7 +160,12 @@ def test_statistics_of_two_thousand_automata() -> None:
     """Words uniform on 10 … 19, letters of a word on 1 … 49: mean 14.5 · 25 + 13.5 = 376 tokens, at most 949."""
     task = RegBench(automata=2000)
     batch = task.sample(0, 0, 2000, (19, 19))
-    assert batch.tokens.shape == (2000, 949)
+    assert task.sample(0, 0, 1, (19, 19), split="test").tokens.shape == (1, 949)
+    # Padded to the longest, and to a multiple of eight tokens that are read.
+    longest = int((batch.tokens != 0).sum(1).max())
+    assert batch.tokens.shape[0] == 2000
+    assert longest <= batch.tokens.shape[1] < longest + 8
+    assert batch.tokens.shape[1] % 8 == 1
     assert task.vocab_size == 20
     words, sizes, tokens = [], [], []
     for row in batch.tokens.tolist():
@@ -224,7 +229,10 @@ def test_no_automaton_is_there_twice_in_or_between_splits() -> None:
 
 def test_a_smaller_training_set_is_the_beginning_of_a_larger_one() -> None:
     small, large = (regbench._training_set(count, 0, 19, 19, "cpu") for count in (100, 2000))
-    assert torch.equal(small.tokens, large.tokens[:100])
+    width = small.tokens.shape[1]
+    assert torch.equal(small.tokens, large.tokens[:100, :width])
+    assert torch.equal(small.states, large.states[:100, :width])
+    assert bool((large.tokens[:100, width:] == 0).all())
     assert torch.equal(small.lengths, large.lengths[:100])
     other = regbench._training_set(100, 1, 19, 19, "cpu")
     assert not torch.equal(other.tokens, small.tokens)

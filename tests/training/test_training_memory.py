@@ -13,6 +13,7 @@ from small import engine_of
 from epan.errors import EpanError
 from epan.training import Progress, RunConfig, StepInfo, TrainingError, check, checkpoint, records, train
 from epan.training.engine import Engine
+from epan.training.memory import PeakMemory
 
 Tiny = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -139,3 +140,20 @@ def test_the_estimate_leaves_no_graph(tiny: Tiny) -> None:
         for parameter in ours.model.parameters():
             node(parameter).metadata["seen"] = True
             assert "seen" not in node(parameter).metadata
+
+
+def test_the_peak_is_that_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [0]
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: seen.__setitem__(0, 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: seen[0])
+    peak = PeakMemory(torch.device("cuda"))
+    seen[0] = 900
+    for most in (30, 20):
+        with peak.measured():
+            seen[0] = most
+        seen[0] = 900
+    assert peak.bytes == 30
+    for other in (PeakMemory(torch.device("cpu")), PeakMemory(torch.device("cuda"), alone=False)):
+        with other.measured():
+            seen[0] = 40
+        assert other.bytes is None

@@ -1,4 +1,4 @@
-"""``epan demo --text``: a small Memory Mosaic learns to write, byte by byte, on a CPU."""
+"""``epan demo --text``: a small Memory Mosaic learns to write, byte by byte, on a CPU, and shows what it writes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epan.cli import building, progress
+from epan.cli.generate import GenerateOptions, generate
 
 if TYPE_CHECKING:
-    from epan.training import RunConfig
+    from epan.training import RunConfig, RunResult
 
 __all__ = ["config", "text_demo"]
+
+# Bytes of the sample at the end.
+SAMPLE = 300
 
 
 def config(text: str, seed: int = 0, quick: bool = False) -> RunConfig:
@@ -36,7 +40,7 @@ def config(text: str, seed: int = 0, quick: bool = False) -> RunConfig:
 
 
 def text_demo(text: str, out: Path, quick: bool = False) -> int:
-    """Train it, or go on where an interrupted demo stopped; the exit code."""
+    """Train it, or go on where an interrupted demo stopped, and let it write; the exit code."""
     from epan.training import train
 
     chosen = config(text, quick=quick)
@@ -46,4 +50,19 @@ def text_demo(text: str, out: Path, quick: bool = False) -> int:
         result = train(chosen, out, resume="auto", progress=shown, command=shlex.join(["epan", *sys.argv[1:]]))
     finally:
         shown.close()
-    return progress.finish(result)
+    code = progress.finish(result)
+    if result.status == "finished":
+        _conclude(result)
+    return code
+
+
+def _conclude(result: RunResult) -> None:
+    tested = result.evaluations[0]
+    print(f"Validation loss: {tested['loss_per_byte']:.3f} nats a byte in windows of {tested['length']} bytes")
+    print(f"\nWhat it writes, {SAMPLE} bytes:\n", flush=True)
+    # On the device that it was trained on, so that a seed gives the same text everywhere.
+    generate(result.out, options=GenerateOptions(tokens=SAMPLE, device="cpu"))
+    print("\nLet it write more, from a beginning of yours:")
+    print(
+        f"  {shlex.join(['epan', 'generate', str(result.out), '--prompt', 'The ', '--temperature', '0.8'])}", flush=True
+    )

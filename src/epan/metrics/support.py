@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -78,6 +79,7 @@ class SupportMeter:
     support_size: mean number of keys with weight per query and head.
     density: mean share of the allowed keys that have weight.
     empty_rows: share of queries that give weight to no key (``empty_rows``).
+    tile_density: mean of ``epan.ops.Stats.tile_density``; only where the backend tells it for every batch.
 
     Queries at padding, and queries that may see no key at all, are left out.
     """
@@ -93,8 +95,8 @@ class SupportMeter:
         return meter
 
     def sums(self) -> tuple[list[str], torch.Tensor]:
-        """Names of the memories, and what was added up of each, (memories, 4) float64, on their device."""
-        return [*self._sums], torch.stack([*self._sums.values()]) if self._sums else torch.zeros(0, 4)
+        """Names of the memories, and what was added up of each, (memories, 5) float64, on their device."""
+        return [*self._sums], torch.stack([*self._sums.values()]) if self._sums else torch.zeros(0, 5)
 
     def add(self, name: str, stats: RowStats, valid: torch.Tensor, allowed: torch.Tensor) -> None:
         """Take in one batch of one memory.
@@ -102,7 +104,7 @@ class SupportMeter:
         Parameters
         ----------
         name: the statistics key.
-        stats: threshold, support_size and partition, each (B, H, L).
+        stats: threshold, support_size and partition, each (B, H, L), and tile_density where it is known.
         valid: (B, L) bool, False at padding.
         allowed: (L,) or (B, L) integers, the keys each query may see.
         """
@@ -112,12 +114,17 @@ class SupportMeter:
         counted = valid[:, None] & (allowed > 0)
         rows = counted.sum() * support.shape[1]
         share = support.double() / allowed.clamp(min=1)
+        tiles = getattr(stats, "tile_density", None)
         sums = torch.stack(
             [
                 (support.double() * counted).sum(),
                 (share * counted).sum(),
                 (empty_rows(stats, allowed) & counted).sum().double(),
                 rows.double(),
+                # Not known of one batch, it is not known of all.
+                rows.new_full((), torch.nan, dtype=torch.float64)
+                if tiles is None
+                else (tiles.double() * counted).sum(),
             ]
         )
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
@@ -131,12 +138,12 @@ class SupportMeter:
         chosen = [sums for name, sums in self._sums.items() if not name.endswith("persistent")] or [
             *self._sums.values()
         ]
-        return self._averages(torch.stack(chosen).sum(dim=0) if chosen else torch.zeros(4))
+        return self._averages(torch.stack(chosen).sum(dim=0) if chosen else torch.zeros(5))
 
     @staticmethod
     def _averages(sums: torch.Tensor) -> dict[str, float | None]:
-        support, share, empty, rows = sums.tolist()
-        names = ("support_size", "density", "empty_rows")
-        return {
-            name: value / rows if rows else None for name, value in zip(names, (support, share, empty), strict=True)
-        }
+        support, share, empty, rows, tiles = sums.tolist()
+        found = {"support_size": support, "density": share, "empty_rows": empty}
+        if rows and not math.isnan(tiles):
+            found["tile_density"] = tiles
+        return {name: value / rows if rows else None for name, value in found.items()}

@@ -29,7 +29,8 @@ class Batch(NamedTuple):
 
     Attributes
     ----------
-    tokens: (B, T) int64; T has room for any sequence up to the longest length asked for, so it never varies by chance.
+    tokens: (B, T) int64; T has room for any sequence up to the longest length asked for (of a fixed set, for any of
+        the set), so it never varies by chance.
     loss_mask: (B, T) bool; the token is predicted with loss, from the tokens before it.
     score_mask: (B, T) bool, inside ``loss_mask``; the token counts for exact match and token accuracy. Target tokens
         outside it are given while decoding.

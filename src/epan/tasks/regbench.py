@@ -26,6 +26,8 @@ _LETTERS = tuple("abcdefghijklmnopqr")
 HELD_OUT = 500
 # Automata, and their sequences, that are made at a time.
 _CHUNK = 4096
+# Widths of training sequences are multiples of it, and one more.
+_VECTOR = 8
 
 
 @final
@@ -44,7 +46,8 @@ class RegBench(Sequences):
         i p o k f p o k p k p k | o k f a k p k f d p k f p o k p k
 
     Training data are fixed: one sequence for each of the first ``automata`` of training, so that a smaller set is the
-    beginning of a larger one, and the order of an epoch is a permutation that the seed of the run decides. Of the 500
+    beginning of a larger one, and the order of an epoch is a permutation that the seed of the run decides. They are padded to
+    the longest of the set (713 tokens of 40,000 sequences), the others to the longest that may be. Of the 500
     validation and the 500 test automata, sequence i belongs to number i mod 500, and its words depend on the seed.
 
     The nominal length L is the largest number of words: there are ⌊L/2⌋ + 1 to L, uniformly.
@@ -303,4 +306,9 @@ def _training_set(count: int, data_seed: int, low: int, high: int, device: str) 
         walks = walk(rows, nominal, high, stream)
         # The memory of a GPU holds eight times as many bytes as 64-bit integers.
         parts.append(_Data(_tokens(walks.letters).to(torch.uint8), walks.states.to(torch.int8), nominal))
-    return _Data(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    made = _Data(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    # A step has one width for all batches, and no sequence comes near 19 words of 49 letters.
+    longest = int((made.tokens != PAD).sum(1).max())
+    # Whole vectors of tokens that are read, which are all but the last.
+    end = 1 + -(-(longest - 1) // _VECTOR) * _VECTOR
+    return made._replace(tokens=made.tokens[:, :end].contiguous(), states=made.states[:, :end].contiguous())

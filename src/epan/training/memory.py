@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from epan.models import LanguageModel
 from epan.training.sharding import is_split, local
 
-__all__ = ["MemoryEstimate", "Saved", "activations", "estimate", "saved_for_backward"]
+__all__ = ["MemoryEstimate", "PeakMemory", "Saved", "activations", "estimate", "saved_for_backward"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,31 @@ class MemoryEstimate:
         known = self.activations is not None
         parts.append(f"activations about {size(self.activations or 0)}" if known else "activations unknown")
         return ", ".join(parts) + (f", of {size(self.device)}" if self.device else "")
+
+
+class PeakMemory:
+    """Most bytes that PyTorch had given out on a GPU while steps were taken; tests and the start are none of it.
+
+    Attributes
+    ----------
+    bytes: so far; None on a CPU, and where runs share the process, whose memory is not told apart.
+    """
+
+    def __init__(self, device: torch.device, alone: bool = True) -> None:
+        self._device = device if device.type == "cuda" and alone else None
+        self.bytes: int | None = None
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Within the context steps are taken."""
+        if self._device is None:
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(self._device)
+        try:
+            yield
+        finally:
+            self.bytes = max(self.bytes or 0, torch.cuda.max_memory_allocated(self._device))
 
 
 def size(count: int) -> str:

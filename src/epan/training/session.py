@@ -27,7 +27,7 @@ from epan.training.evaluation import evaluate, lengths_to_test
 from epan.training.folder import RunFolder
 from epan.training.interruption import Interruption
 from epan.training.loading import autocast, best_length, model_facts
-from epan.training.memory import MemoryEstimate
+from epan.training.memory import MemoryEstimate, PeakMemory
 from epan.training.parsing import differences
 from epan.training.processes import Processes
 from epan.training.progress import Progress, RunResult, StartInfo, StepInfo
@@ -66,6 +66,7 @@ class Session:
         self.loss: float | None = None
         self.support: float | None = None
         self.memory: MemoryEstimate | None = None
+        self.peak = PeakMemory(device, alone=ready is None)
         # Two writers: of lines, which are short, and of checkpoints, for which training does not wait.
         self.background = BackgroundWriter()
         self.evaluations: list[records.Entry] = []
@@ -123,8 +124,9 @@ class Session:
         self.started = time.perf_counter()
         while self.step < self.config.steps and not self._stopping():
             self.mark, before = time.perf_counter(), self.step
-            for outcome in self.engine.steps(self.step, self._next_stop(), self._is_logged, self._stopping):
-                self._take_in(outcome)
+            with self.peak.measured():
+                for outcome in self.engine.steps(self.step, self._next_stop(), self._is_logged, self._stopping):
+                    self._take_in(outcome)
             if self.step == before:
                 continue
             if self._saves():
@@ -397,7 +399,13 @@ class Session:
         try:
             self.check_claim()
             self.writer.write(
-                "end", flush=True, status=status, elapsed=self._elapsed(), step=self.step, message=message
+                "end",
+                flush=True,
+                status=status,
+                elapsed=self._elapsed(),
+                step=self.step,
+                message=message,
+                peak_memory=self.peak.bytes,
             )
         except EpanError:
             # On a full disk, or of a run that is no longer ours, the first error is the one to tell.
