@@ -2,10 +2,10 @@
 
 A line of ``records.jsonl`` is one run: what it was (``config``, ``seed``, ``method``), where it ran (``hardware``,
 ``environment``, ``commit``, ``command``), how far it came (``status``, ``step``, ``seconds``), and what came out: ``loss``, the
-mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``peak_memory``, bytes on a GPU
-in the steps of the last session; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in training;
-``bandwidth``, β of each head at the end; ``evaluations``, at the last step, one for each split and length; ``temperatures``, tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what
-the heads look at (``diagnosing``), one for each length. Records from before there were such have none of the last two.
+mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``peak_memory``, bytes on a GPU in
+the steps of the last session; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in training;
+``bandwidth``, β of each head at the end; ``evaluations``, at the last step, one for each split and length; ``temperatures``,
+tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what the heads look at (``diagnosing``), one for each length. Records from before there were such have none of the last two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from epan._lines import FILE_NAME, Entry, number, parse, without_overtaken
 from epan.errors import EpanError
 from epan.training import RunConfig
+from writing import replace_text
 
 __all__ = ["TEMPERED", "collect", "compact", "folders_below", "gather", "identity", "load", "pack", "score"]
 
@@ -333,11 +333,7 @@ def collect(
     EpanError: a folder does not exist, or the file is damaged; the file is as it was.
     """
     records, told = gather(path, folders, method_of, known, repeat, commit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, "utf-8")
-    os.replace(beside, path)
+    replace_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
     return f"{told} in {path}"
 
 

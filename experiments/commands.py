@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import collecting
+import testing
+from epan._lines import Entry
 from epan.errors import EpanError
+from epan.training import RunConfig
 
-__all__ = ["add_commands", "run"]
+__all__ = ["COMMON", "add_commands", "common", "records_of", "run", "selection"]
+
+#: What every study does alike, with ``common``.
+COMMON = ("test", "pack", "collect")
+RECORDS = "records.jsonl"
 
 
 def add_commands(
@@ -65,3 +73,38 @@ def run(
     except EpanError as error:
         print(f"{file}: {error}", file=sys.stderr)
         return 2
+
+
+def selection(options: argparse.Namespace) -> testing.Selection:
+    """Which tests the options of a command choose."""
+    return testing.Selection(options.only, options.longest, options.seconds, options.device)
+
+
+def common(
+    options: argparse.Namespace,
+    study: testing.Tests,
+    runs: Sequence[RunConfig],
+    method_of: Callable[[RunConfig], str],
+    file: str,
+) -> int:
+    """Does one of ``COMMON``; the exit status. ``file`` lists ``runs`` for a sweep."""
+    if options.what == "test":
+        return testing.test(options.folders, study, selection(options))
+    if options.what == "pack":
+        for path in collecting.pack(options.folders, options.out, None if options.whole else study.is_tested):
+            print(path)
+        return 0
+    repeat = f"epan sweep experiments/{file} --only"
+    path, known = options.results / RECORDS, map(collecting.identity, runs)
+    print(collecting.collect(options.folders, path, method_of, known, repeat, options.commit))
+    return 0
+
+
+def records_of(
+    options: argparse.Namespace, runs: Sequence[RunConfig], method_of: Callable[[RunConfig], str]
+) -> list[Entry]:
+    """The records of ``runs`` in the file and in the folders of the options; says what was found."""
+    path, known = options.results / RECORDS, map(collecting.identity, runs)
+    records, told = collecting.gather(path, options.folders, method_of, known)
+    print(told)
+    return records

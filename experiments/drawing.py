@@ -6,7 +6,18 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOOKS", "Board", "Line", "legend_above", "length_axis", "percent_axis", "short", "titled", "with_curves"]
+__all__ = [
+    "LOOKS",
+    "Board",
+    "Line",
+    "dotted",
+    "legend_above",
+    "length_axis",
+    "percent_axis",
+    "short",
+    "titled",
+    "with_curves",
+]
 
 #: Model and method of a curve, and how the legend calls it.
 Line = tuple[str, str, str]
@@ -105,9 +116,14 @@ def length_axis(axis: Any, lengths: Sequence[int], longest: int | None, label: s
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_xlim(lengths[0] / 1.25, lengths[-1] * 1.25)
     if longest is not None and lengths[0] <= longest <= lengths[-1]:
-        axis.axvline(longest, color="#98a3b0", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+        dotted(axis, longest)
     if label is not None:
         axis.set_xlabel(label)
+
+
+def dotted(axis: Any, place: float) -> None:
+    """A dotted line up the panel, behind the curves."""
+    axis.axvline(place, color="#98a3b0", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
 
 
 def short(value: float) -> str:

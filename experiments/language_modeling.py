@@ -47,8 +47,8 @@ seed, which at equal time is that of ``main``. A compact kernel is as good if th
     python experiments/language_modeling.py tables
 
 ``choose`` applies the rules for rates and speeds to the records. ``tables`` makes the tables and the figures: loss by length
-and by position, and by layer and length the keys with weight and the tiles that are worked on. A run folder is about 400 MB while it goes on: one checkpoint
-with weights and both moments of 33.6 million float32 parameters.
+and by position, and by layer and length the keys with weight and the tiles that are worked on. A run folder is about 400 MB
+while it goes on: one checkpoint with weights and both moments of 33.6 million float32 parameters.
 
 **Cost.** Not measured yet; planned for 15 minutes of one H100 a run of ``main``.
 """
@@ -67,7 +67,7 @@ from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunCon
 
 if TYPE_CHECKING:
     from tabulating_language import Plan
-    from testing import Selection
+    from testing import TextStudy
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "language_modeling"
 #: A folder of tokens, below the folder in which the commands are given.
@@ -208,49 +208,13 @@ def stage_of(run: RunConfig) -> str:
 # ---------------------------------------------------------------------- what is done with trained runs
 
 
-def missing(run: RunConfig, entries: Sequence[Mapping[str, Any]], ood: Path | None) -> list[tuple[str, int]]:
-    """Split and length of the tests that a finished run lacks; ``ood`` is any other text if None."""
-    if stage_of(run) in ("rates", "speed"):
-        return []
-    there = {
-        (test["split"], test["length"]) for test in entries if test["kind"] == "eval" and test["step"] == run.steps
-    }
-    if ood is None:
-        there |= {("other", length) for split, length in there if split not in ("train", "validation", "test")}
-    wanted = ("test", "other" if ood is None else ood.name)
-    return [
-        (split, length) for split in wanted for length in run.evaluation.lengths or () if (split, length) not in there
-    ]
+def tests(ood: Path | None) -> TextStudy:
+    """The tests that trained runs are to have: the test text and ``ood``, or any other text if None."""
+    from testing import TextStudy
 
-
-def is_tested(folder: Path) -> bool:
-    """Whether a run is finished and tested, so that nothing is left to do with its weights."""
-    from epan.training import records
-
-    entries = records.read(folder)
-    run = RunConfig.from_dict(records.header(entries, folder)["config"])
-    return records.summary(entries).status == "finished" and not missing(run, entries, None)
-
-
-def test(folders: Sequence[Path], ood: Path, chosen: Selection) -> int:
-    """Test what is trained and not yet tested: the test text and ``ood``. Returns 0, or 75 if something is left.
-
-    Raises
-    ------
-    EpanError: no run is finished, none fits, or ``ood`` is no text.
-    """
-    from epan.training import evaluate_run
-    from testing import Clock, finished
-
-    clock = Clock(chosen)
-    for folder, run, entries in finished(folders, chosen.only):
-        for split, length in missing(run, entries, ood):
-            if not (clock.fits(length) and clock.begins()):
-                continue
-            text = None if split == "test" else str(ood)
-            found = evaluate_run(folder, [length], text=text, device=chosen.device)[0]
-            print(f"{run.label}  {split} {length}: {found['loss']:.4f} nats a token", flush=True)
-    return clock.end()
+    return TextStudy(
+        lambda run: () if stage_of(run) in ("rates", "speed") else tuple(run.evaluation.lengths or ()), ood
+    )
 
 
 def choose(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -316,26 +280,13 @@ def _do(options: argparse.Namespace) -> int:
     if options.what == "stages":
         _show_stages()
         return 0
-    # Beside this file; a sweep of its runs needs none of them.
-    import collecting
+    # Beside this file; a sweep of its runs does without.
+    import commands
 
-    if options.what == "test":
-        from testing import Selection
-
-        chosen = Selection(options.only, options.longest, options.seconds, options.device)
-        return test(options.folders, options.ood, chosen)
-    if options.what == "pack":
-        for path in collecting.pack(options.folders, options.out, None if options.whole else is_tested):
-            print(path)
-        return 0
-    path = options.results / "records.jsonl"
-    known = {collecting.identity(run) for run in runs()}
-    if options.what == "collect":
-        repeat = "epan sweep experiments/language_modeling.py --only"
-        print(collecting.collect(options.folders, path, method_of, known, repeat, options.commit))
-        return 0
-    records, told = collecting.gather(path, options.folders, method_of, known)
-    print(told)
+    if options.what in commands.COMMON:
+        study = tests(options.ood if options.what == "test" else None)
+        return commands.common(options, study, runs(), method_of, "language_modeling.py")
+    records = commands.records_of(options, runs(), method_of)
     if options.what == "choose":
         lines = choose(records)
     else:

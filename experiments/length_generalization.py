@@ -94,6 +94,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from epan.errors import EpanError
 from epan.training import EvaluationConfig, ModelConfig, OptimizerConfig, RunConfig, TaskConfig
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "length_generalization"
@@ -174,10 +175,41 @@ PROBES = {
 }
 
 
+#: Beside the records: the rates that stage "rates" has decided, {model: {task: {family: rate}}}.
+CHOSEN = "rates.json"
+
+
+def _chosen(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """What is in a file of chosen rates, nothing if there is none.
+
+    Raises
+    ------
+    EpanError: the file is damaged, or has a rate that was not tried.
+    """
+    if not path.exists():
+        return {}
+    try:
+        chosen: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text("utf-8"))
+        rates = {rate for tasks in chosen.values() for families in tasks.values() for rate in families.values()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _damaged(path, str(error)) from error
+    if not rates <= set(LEARNING_RATES):
+        raise _damaged(path, f"the rates {sorted(rates)}")
+    return chosen
+
+
+def _damaged(path: Path, found: str) -> EpanError:
+    return EpanError(
+        "The file of chosen learning rates cannot be used",
+        found=f"{found} in {path}",
+        allowed=f"{{model: {{task: {{family: rate}}}}}} with the rates {LEARNING_RATES}",
+        fix="restore the file, or remove it and choose again with: python experiments/length_generalization.py rates",
+    )
+
+
 def _rates() -> dict[tuple[str, str], dict[str, float]]:
-    """The rate of each family by model and task: what ``rates.json`` says, or the published 1e-3 until stage "rates" has run."""
-    path = RESULTS / "rates.json"
-    chosen = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    """The rate of each family by model and task: what was chosen, or the published 1e-3 until stage "rates" has run."""
+    chosen = _chosen(RESULTS / CHOSEN)
     return {
         (model, task): {
             probe.family: chosen.get(model, {}).get(task, {}).get(probe.family, LEARNING_RATES[0]) for probe in probes
@@ -410,7 +442,9 @@ def decided(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _choose_rates(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Shows what the rule says, and writes it to ``path``; what has no records there stays."""
-    chosen = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    from writing import replace_text
+
+    chosen = _chosen(path)
     for row in decided(records):
         scores = "  ".join(f"{rate:g}: {exact:.1%}, loss {loss:.4g}" for rate, (exact, loss) in row["scores"].items())
         said = "the other rate is not there yet" if row["rate"] is None else f"take {row['rate']:g}"
@@ -419,8 +453,7 @@ def _choose_rates(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         if row["rate"] is not None:
             chosen.setdefault(row["model"], {}).setdefault(row["task"], {})[row["family"]] = row["rate"]
         print(f"{row['task']:<8} {row['model']:<14} {row['family']:<9} {scores}  -> {said}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(chosen, indent=1) + "\n", "utf-8")
+    replace_text(path, json.dumps(chosen, indent=1) + "\n")
 
 
 def _show_stages() -> None:
@@ -474,7 +507,7 @@ def _do(options: argparse.Namespace) -> int:
         _show_stages()
         return 0
     # Beside this file; a sweep of its runs needs none of them.
-    import collecting
+    import commands
     import tempering
     import testing
 
@@ -489,29 +522,17 @@ def _do(options: argparse.Namespace) -> int:
     study = testing.Study(
         lengths=lambda run: PLANS[run.task.name].lengths, sequences=sequences, validation=(TRAINED[1],)
     )
-    if options.what in ("test", "temperature", "diagnose"):
-        chosen = testing.Selection(options.only, options.longest, options.seconds, options.device)
-        if options.what == "test":
-            return testing.test(options.folders, study, chosen)
-        if options.what == "temperature":
-            return tempering.temper(options.folders, ladder, chosen)
+    if options.what in commands.COMMON:
+        return commands.common(options, study, runs(), method_of, "length_generalization.py")
+    if options.what == "temperature":
+        return tempering.temper(options.folders, ladder, commands.selection(options))
+    if options.what == "diagnose":
         import diagnosing
 
-        return diagnosing.diagnose(options.folders, _looked_at, LOOKS_AT, chosen)
-    if options.what == "pack":
-        for path in collecting.pack(options.folders, options.out, None if options.whole else study.is_tested):
-            print(path)
-        return 0
-    path = options.results / "records.jsonl"
-    known = {collecting.identity(run) for run in runs()}
-    if options.what == "collect":
-        repeat = "epan sweep experiments/length_generalization.py --only"
-        print(collecting.collect(options.folders, path, method_of, known, repeat, options.commit))
-        return 0
-    records, told = collecting.gather(path, options.folders, method_of, known)
-    print(told)
+        return diagnosing.diagnose(options.folders, _looked_at, LOOKS_AT, commands.selection(options))
+    records = commands.records_of(options, runs(), method_of)
     if options.what == "rates":
-        _choose_rates(records, options.results / "rates.json")
+        _choose_rates(records, options.results / CHOSEN)
         return 0
     import tabulating
     import tabulating_heads

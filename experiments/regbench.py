@@ -302,7 +302,7 @@ def _do(options: argparse.Namespace) -> int:
         _show_stages()
         return 0
     # Beside this file; a sweep of its runs needs none of them.
-    import collecting
+    import commands
     import testing
 
     if options.what == "show":
@@ -313,21 +313,9 @@ def _do(options: argparse.Namespace) -> int:
             print(line)
         return 0
     study = testing.Study(lengths=lambda run: LENGTHS, sequences=lambda length: SEQUENCES, validation=LENGTHS[:1])
-    if options.what == "test":
-        chosen = testing.Selection(options.only, options.longest, options.seconds, options.device)
-        return testing.test(options.folders, study, chosen)
-    if options.what == "pack":
-        for path in collecting.pack(options.folders, options.out, None if options.whole else study.is_tested):
-            print(path)
-        return 0
-    path = options.results / "records.jsonl"
-    known = {collecting.identity(run) for run in runs()}
-    if options.what == "collect":
-        repeat = "epan sweep experiments/regbench.py --only"
-        print(collecting.collect(options.folders, path, method_of, known, repeat, options.commit))
-        return 0
-    records, told = collecting.gather(path, options.folders, method_of, known)
-    print(told)
+    if options.what in commands.COMMON:
+        return commands.common(options, study, runs(), method_of, "regbench.py")
+    records = commands.records_of(options, runs(), method_of)
     if options.what == "search":
         _show_search(records)
         return 0

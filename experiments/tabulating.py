@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 from collecting import identity
 from drawing import LOOKS, Board, Line, legend_above, length_axis, percent_axis, with_curves
 from epan._lines import number
-from epan.errors import EpanError
 from epan.training import RunConfig
 from testing import Study
+from writing import nothing_to_show, seeds_told, write_table
 
 __all__ = ["Row", "rows_of", "tabulate"]
 
@@ -106,33 +104,24 @@ def tabulate(
     """
     rows = rows_of(records, planned, method_of, study)
     if not rows:
-        raise EpanError(
-            "No record has a result for the table",
-            found=f"{len(records)} records",
-            fix="train and test runs of the study, collect their folders, then make the tables",
-        )
+        raise nothing_to_show(len(records))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for row in rows:
-            shown = [f"{value:.6g}" for value in (row.mean, row.low, row.high)]
-            writer.writerow([row.task, row.model, row.method, row.length, *shown, row.seeds])
-    with (folder / "diagnostics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*HEADER[:4], *DIAGNOSED, *HEADS, "seeds"])
-        for row in rows:
-            values = ["" if row.other[name] is None else f"{row.other[name]:.6g}" for name in (*DIAGNOSED, *HEADS)]
-            writer.writerow([row.task, row.model, row.method, row.length, *values, row.seeds])
-    made = [folder / "table.csv", folder / "diagnostics.csv"]
+    named = [(row.task, row.model, row.method, row.length) for row in rows]
+    scores = [[*name, row.mean, row.low, row.high, row.seeds] for name, row in zip(named, rows, strict=True)]
+    others = (*DIAGNOSED, *HEADS)
+    diagnosed = [
+        [*name, *(row.other[other] for other in others), row.seeds] for name, row in zip(named, rows, strict=True)
+    ]
+    made = [
+        write_table(folder / "table.csv", HEADER, scores),
+        write_table(folder / "diagnostics.csv", [*HEADER[:4], *others, "seeds"], diagnosed),
+    ]
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         trained = next(run.lengths for run in planned if run.task.name == task)
         drawn = draw(of_task, task, panels, trained, folder / f"{task}.png")
         made += [folder / f"{task}.png"] if drawn else []
-    seeds = Counter(row.seeds for row in rows)
-    said = ", ".join(f"{count} of {number} seed{'s' if number > 1 else ''}" for number, count in sorted(seeds.items()))
-    return [*map(str, made), f"{len(rows)} rows: {said}"]
+    return [*map(str, made), seeds_told(row.seeds for row in rows)]
 
 
 def draw(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from collecting import identity
 from drawing import Board, short, titled
 from epan.training import RunConfig
+from writing import write_table
 
 __all__ = ["Recall", "recall_of", "tabulate"]
 
@@ -76,16 +76,14 @@ def tabulate(
     found = recall_of(records, planned, method_of)
     if not found:
         return []
-    with (folder / "recall.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for part in found:
-            for length, seeds in part.mass.items():
-                best = [heads[0] for heads in seeds]
-                values = [f"{value:.4g}" for value in (sum(best) / len(best), min(best), max(best))]
-                offsets = " ".join(map(str, part.offsets))
-                writer.writerow([part.task, part.model, part.method, part.layer, offsets, length, *values, len(best)])
-    made = [folder / "recall.csv"]
+    lines = []
+    for part in found:
+        for length, seeds in part.mass.items():
+            best = [heads[0] for heads in seeds]
+            values = [f"{value:.4g}" for value in (sum(best) / len(best), min(best), max(best))]
+            offsets = " ".join(map(str, part.offsets))
+            lines.append([part.task, part.model, part.method, part.layer, offsets, length, *values, len(best)])
+    made = [write_table(folder / "recall.csv", HEADER, lines)]
     for task in dict.fromkeys(part.task for part in found):
         made.append(draw([part for part in found if part.task == task], task, folder / f"{task}-recall.png"))
     return made

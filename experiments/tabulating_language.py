@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from collecting import identity
-from drawing import LOOKS, Board, legend_above, length_axis, percent_axis
+from drawing import LOOKS, Board, dotted, legend_above, length_axis, percent_axis
 from epan._lines import number
-from epan.errors import EpanError
 from epan.training import RunConfig
+from writing import nothing_to_show, write_table
 
 __all__ = ["Plan", "loss", "tabulate"]
 
@@ -216,11 +215,7 @@ def tabulate(records: Sequence[Record], plan: Plan, folder: Path) -> list[str]:
     """
     groups = plan.groups(records)
     if not groups:
-        raise EpanError(
-            "No record has a result for the table",
-            found=f"{len(records)} records",
-            fix="train and test runs of the study, collect their folders, then make the tables",
-        )
+        raise nothing_to_show(len(records))
     folder.mkdir(parents=True, exist_ok=True)
     rows, judged = _rows(groups, plan), _judged(groups, plan)
     layers, positions = _layers(groups, plan), _positions(groups, plan)
@@ -248,11 +243,7 @@ def tabulate(records: Sequence[Record], plan: Plan, folder: Path) -> list[str]:
 
 
 def _write(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    return write_table(path, names, [[row[name] for name in names] for row in rows])
 
 
 def _look(plan: Plan, method: str) -> dict[str, Any]:
@@ -317,7 +308,7 @@ def _draw_positions(rows: Sequence[Mapping[str, Any]], plan: Plan, context: int,
                 if points:
                     axis.plot(*zip(*points, strict=True), **_look(plan, method))
             axis.set_xscale("log", base=2)
-            axis.axvline(context, color="#98a3b0", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+            dotted(axis, context)
             if is_difference:
                 axis.set_xlabel("position in the window (dotted: context in training)")
             else:

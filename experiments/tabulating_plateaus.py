@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from drawing import LOOKS, Board, Line, legend_above, with_curves
 from epan.tasks.mqmtar import MQMTAR
 from epan.training import RunConfig
 from epan.training.loading import build_task
+from writing import write_table
 
 __all__ = ["BELOW", "escape", "guessing", "tabulate"]
 
@@ -71,15 +71,12 @@ def tabulate(
         groups.setdefault(key, []).append((record["losses"], escape(record["losses"], plateau)))
     if not groups:
         return []
-    with (folder / "plateau.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for (model, method), runs in groups.items():
-            steps = [step for _, step in runs if step is not None]
-            values = [f"{sum(steps) / len(steps):.6g}", min(steps), max(steps)] if steps else ["", "", ""]
-            shown = f"{plateaus[model, method]:.6g}"
-            writer.writerow([TASK, model, method, shown, *values, len(steps), len(runs)])
-    made = [folder / "plateau.csv"]
+    lines = []
+    for (model, method), runs in groups.items():
+        steps = [step for _, step in runs if step is not None]
+        values = [sum(steps) / len(steps), min(steps), max(steps)] if steps else ["", "", ""]
+        lines.append([TASK, model, method, plateaus[model, method], *values, len(steps), len(runs)])
+    made = [write_table(folder / "plateau.csv", HEADER, lines)]
     kept = with_curves(panels, groups)
     if kept:
         made.append(draw(groups, plateaus, kept, folder / f"{TASK}-plateau.png"))

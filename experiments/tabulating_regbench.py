@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from collecting import identity
 from epan._lines import number
-from epan.errors import EpanError
 from epan.training import RunConfig
 from tabulating import LOOKS
 from testing import Study
+from writing import nothing_to_show, seeds_told, write_table
 
 __all__ = ["ceilings", "measured", "tabulate"]
 
@@ -75,35 +74,22 @@ def tabulate(
     trained = study.lengths(planned[0][0])[0]
     rows = {key: found for (key, length), found in tests.items() if length == trained}
     if not rows:
-        raise EpanError(
-            "No record has a result for the table",
-            found=f"{len(records)} records",
-            fix="train and test runs of the study, collect their folders, then make the tables",
-        )
+        raise nothing_to_show(len(records))
     folder.mkdir(parents=True, exist_ok=True)
     limits = _kept_ceilings(folder / "ceilings.json", trained, study.sequences(trained))
     lines = [
         [*key, *_spans(found), len(found)]
         for key, found in [*rows.items(), *(((row["model"], row["method"], 0), [row]) for row in limits)]
     ]
-    _write(folder / "table.csv", HEADER, lines)
-    _write(
+    write_table(folder / "table.csv", HEADER, lines)
+    write_table(
         folder / "diagnostics.csv",
         [*HEADER[:3], "length", *DIAGNOSED, "seeds"],
         [[*key, length, *_means(found), len(found)] for (key, length), found in tests.items()],
     )
     made = [folder / name for name in ("table.csv", "diagnostics.csv", "ceilings.json")]
     made += _figures(rows, limits, titles, published, folder)
-    seeds = Counter(map(len, rows.values()))
-    said = ", ".join(f"{count} of {number} seed{'s' if number > 1 else ''}" for number, count in sorted(seeds.items()))
-    return [*map(str, made), f"{len(rows)} rows: {said}"]
-
-
-def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in line] for line in lines)
+    return [*map(str, made), seeds_told(map(len, rows.values()))]
 
 
 def _spans(tests: Sequence[Mapping[str, Any]]) -> list[float]:

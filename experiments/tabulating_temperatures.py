@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from collecting import TEMPERED, identity
 from drawing import Board, length_axis, percent_axis, titled
 from epan.training import RunConfig
 from tempering import Ladder
+from writing import write_table
 
 __all__ = ["Tempered", "rows_of", "tabulate"]
 
@@ -101,14 +101,12 @@ def tabulate(
     rows = rows_of(records, planned, method_of, ladder)
     if not rows:
         return []
-    with (folder / "temperature.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for row in rows:
-            values = [f"{value:.6g}" for value in (row.mean, row.low, row.high)]
-            chosen = " ".join(f"{number:g}" for number in row.chosen)
-            writer.writerow([row.task, row.model, row.method, row.temperature, chosen, row.length, *values, row.seeds])
-    made = [folder / "temperature.csv"]
+    lines = []
+    for row in rows:
+        chosen = " ".join(f"{number:g}" for number in row.chosen)
+        of = (row.task, row.model, row.method, row.temperature, chosen, row.length)
+        lines.append([*of, row.mean, row.low, row.high, row.seeds])
+    made = [write_table(folder / "temperature.csv", HEADER, lines)]
     for task in dict.fromkeys(row.task for row in rows):
         made.append(draw([row for row in rows if row.task == task], task, ladder, folder / f"{task}-temperature.png"))
     return made

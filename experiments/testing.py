@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from collecting import folders_below
 from epan._lines import Entry
@@ -14,11 +13,29 @@ from epan.errors import EpanError
 from epan.training import RunConfig, evaluate_run, records
 from epan.training.sweepfile import select
 
-__all__ = ["Clock", "Selection", "Study", "finished", "test"]
+__all__ = ["Clock", "Selection", "Study", "Tests", "TextStudy", "finished", "test"]
+
+
+class Tests:
+    """Which tests the runs of a study are to have, and how one is taken."""
+
+    def missing(self, run: RunConfig, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        """Split and length of the tests that a finished run lacks."""
+        raise NotImplementedError
+
+    def take(self, folder: Path, split: str, length: int, device: str) -> str:
+        """Take one and write it into the record; what came out, for people."""
+        raise NotImplementedError
+
+    def is_tested(self, folder: Path) -> bool:
+        """Whether a run is finished and tested, so that nothing is left to do with its weights."""
+        entries = records.read(folder)
+        run = RunConfig.from_dict(records.header(entries, folder)["config"])
+        return records.summary(entries).status == "finished" and not self.missing(run, entries)
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Tests):
     """What the runs of a study are tested on.
 
     Parameters
@@ -31,9 +48,8 @@ class Study:
     sequences: Callable[[int], int]
     validation: tuple[int, ...] = ()
 
-    def missing(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+    def missing(self, run: RunConfig, entries: Sequence[Entry]) -> list[tuple[str, int]]:
         """Split and length of the tests that a finished run lacks, the short ones first."""
-        run = RunConfig.from_dict(records.header(entries, "the record")["config"])
         there = {
             (entry["split"], entry["length"])
             for entry in entries
@@ -46,10 +62,42 @@ class Study:
         wanted += [("test", length) for length in sorted(self.lengths(run))]
         return [test for test in wanted if test not in there]
 
-    def is_tested(self, folder: Path) -> bool:
-        """Whether a run is finished and tested, so that nothing is left to do with its weights."""
-        entries = records.read(folder)
-        return records.summary(entries).status == "finished" and not self.missing(entries)
+    def take(self, folder: Path, split: str, length: int, device: str) -> str:
+        """Exact match, or accuracy and distance to the exact distribution."""
+        result = evaluate_run(folder, [length], sequences=self.sequences(length), split=split, device=device)[0]
+        if result["exact_match"] is None:
+            return f"accuracy {result['accuracy']:.1%}, TVD {result['tvd']:.3f}"
+        return f"{result['exact_match']:.1%} exact"
+
+
+@dataclass(frozen=True)
+class TextStudy(Tests):
+    """What language models are tested on: the test text, and another text.
+
+    Parameters
+    ----------
+    lengths: lengths of the windows for a run. other: the other text; None: any will do, and none can be taken.
+    """
+
+    lengths: Callable[[RunConfig], tuple[int, ...]]
+    other: Path | None = None
+
+    def missing(self, run: RunConfig, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        """Split and length of the tests that a finished run lacks; another text has its name as split."""
+        there = {
+            (entry["split"], entry["length"])
+            for entry in entries
+            if entry["kind"] == "eval" and entry["step"] == run.steps
+        }
+        if self.other is None:
+            there |= {("other", length) for split, length in there if split not in ("train", "validation", "test")}
+        wanted = ("test", "other" if self.other is None else self.other.name)
+        return [(split, length) for split in wanted for length in self.lengths(run) if (split, length) not in there]
+
+    def take(self, folder: Path, split: str, length: int, device: str) -> str:
+        """The loss in nats a token."""
+        text = None if split == "test" else str(self.other)
+        return f"{evaluate_run(folder, [length], text=text, device=device)[0]['loss']:.4f} nats a token"
 
 
 @dataclass(frozen=True)
@@ -60,10 +108,6 @@ class Selection:
     longest: int | None = None
     seconds: float | None = None
     device: str = "auto"
-
-
-def _drawn(result: Mapping[str, Any]) -> str:
-    return f"accuracy {result['accuracy']:.1%}, TVD {result['tvd']:.3f}"
 
 
 class Clock:
@@ -107,7 +151,7 @@ def finished(folders: Iterable[Path], only: Sequence[str]) -> Iterator[tuple[Pat
             yield folder, configs[folder], entries
 
 
-def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
+def test(folders: Iterable[Path], study: Tests, chosen: Selection) -> int:
     """Test what is missing and write it into the records. Returns 0, or 75 if time ran out and something is left.
 
     Raises
@@ -116,14 +160,10 @@ def test(folders: Iterable[Path], study: Study, chosen: Selection) -> int:
     """
     clock = Clock(chosen)
     for folder, run, entries in finished(folders, chosen.only):
-        for split, length in study.missing(entries):
+        for split, length in study.missing(run, entries):
             if not (clock.fits(length) and clock.begins()):
                 continue
             start = time.monotonic()
-            result = evaluate_run(
-                folder, [length], sequences=study.sequences(length), split=split, device=chosen.device
-            )[0]
-            took = time.monotonic() - start
-            found = f"{result['exact_match']:.1%} exact" if result["exact_match"] is not None else _drawn(result)
-            print(f"{run.label}  {split} {length}: {found}  ({took:.1f} s)", flush=True)
+            found = study.take(folder, split, length, chosen.device)
+            print(f"{run.label}  {split} {length}: {found}  ({time.monotonic() - start:.1f} s)", flush=True)
     return clock.end()

@@ -124,9 +124,9 @@ def test_from_training_to_the_table(
     assert study.command(["test", folder, *ood, "--seconds", "0"]) == 75
     assert study.command(["test", folder, *ood, "--longest", "32"]) == 0
     ours = tiny / "runs" / chosen[0].label
-    assert not study.is_tested(ours)
+    assert not study.tests(None).is_tested(ours)
     assert study.command(["test", folder, *ood]) == 0
-    assert study.is_tested(ours)
+    assert study.tests(None).is_tested(ours)
     capsys.readouterr()
     assert study.command(["test", folder, *ood]) == 0
     assert capsys.readouterr().out == ""

@@ -220,6 +220,44 @@ def test_the_rule_takes_the_rate_with_the_better_validation(trained: Path, tmp_p
     assert {row["rate"] for row in study.decided(half)} == {None}
 
 
+def test_chosen_rates_are_kept_and_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _collect(trained, tmp_path)
+    path = tmp_path / study.CHOSEN
+    path.write_text('{"transformer": {"copy": {"gaussian": 0.003}}}')
+    assert study.command(["rates", "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    rule = {row["family"]: row["rate"] for row in study.decided(collecting.load(tmp_path / "records.jsonl"))}
+    assert set(rule) == {"gaussian", "adaptive"}
+    assert all(f"take {rate:g}" in said for rate in rule.values())
+    # What has no records stays.
+    assert json.loads(path.read_text()) == {
+        "transformer": {"copy": {"gaussian": 0.003}}, "memory_mosaic": {"copy": rule}
+    }  # fmt: skip
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    other = {family: (4e-3 - rate) for family, rate in rule.items()}
+    path.write_text(json.dumps({"memory_mosaic": {"copy": other}}))
+    assert study._rates() == {("memory_mosaic", "copy"): other}
+    path.unlink()
+    assert study._rates() == {("memory_mosaic", "copy"): {"gaussian": 1e-3, "adaptive": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"memory_mosaic": 3}', '{"memory_mosaic": {"copy": {"gaussian": 0.5}}}']
+)
+def test_damaged_rates_are_told_and_left(
+    trained: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _collect(trained, tmp_path)
+    path = tmp_path / study.CHOSEN
+    path.write_text(damage)
+    assert study.command(["rates", "--results", str(tmp_path)]) == 2
+    assert str(path) in (said := capsys.readouterr().err)
+    assert "restore the file" in said
+    assert path.read_text() == damage
+
+
 def test_damage_is_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results"
     label = study.main()[0].label
