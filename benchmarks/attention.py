@@ -3,6 +3,7 @@
     python benchmarks/attention.py targets                  # the goals of the fused kernels
     python benchmarks/attention.py lengths --budget 500     # 1k to 128k tokens, stop after 500 s
     python benchmarks/attention.py targets --only d=64 --only M=4,16 --peers fa2,cudnn --run last
+    python benchmarks/attention.py batches                  # many short sequences
     python benchmarks/attention.py check                    # ratios and goals from the records, nothing is measured
     python benchmarks/attention.py render                   # figures, docs/gpu.md and the README from the records
     python benchmarks/attention.py tiny --device cpu        # tries the machinery

@@ -83,6 +83,15 @@ def _workloads() -> list[Group]:
     ]
 
 
+def _batches() -> list[Group]:
+    """Batches of many short sequences of narrow heads, as small models train on."""
+    kinds = (("biweight", "adaptive"), ("biweight", "anchored"), ("biweight", "fixed"), ("gaussian", "adaptive"))
+    entries = tuple(
+        Entry(rival, "unit", 12, kernel, rule) for kernel, rule in kinds for rival in ("epan", "epan_long")
+    ) + tuple(Entry(rival, "unit", 12) for rival in ("fa2", "cudnn"))
+    return [Group("batches", Shape(256, 8, N, 16), entries) for N in (64, 90, 130)]
+
+
 def _tiny() -> list[Group]:
     """Every part of the machinery in a few seconds, also on a CPU; the times mean nothing."""
     shape = Shape(1, 2, 256, 32)
@@ -101,6 +110,7 @@ PRESETS = {
     "lengths": _lengths(),
     "workloads": _workloads(),
     "memory": _memory(),
+    "batches": _batches(),
     "tiny": _tiny(),
 }
 PRESETS["all"] = PRESETS["targets"] + PRESETS["lengths"] + PRESETS["workloads"]

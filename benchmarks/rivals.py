@@ -95,18 +95,23 @@ class Rival(ABC):
 
 @dataclass(frozen=True)
 class Epan(Rival):
-    """One backend of this library."""
+    """One backend of this library; ``short``: see ``epan.ops.triton.short``."""
 
     backend: str
+    short: str = "auto"
 
     needs_gpu = False
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        if self.short == "never":
+            return "epan_long"
         return {"triton": "epan", "tiled": "epan_tiled", "eager": "eager"}[self.backend]
 
     @property
     def title(self) -> str:  # type: ignore[override]
+        if self.short == "never":
+            return "epan, kernels for long sequences"
         return {"triton": "epan", "tiled": "epan, tiled backend", "eager": "epan, eager backend"}[self.backend]
 
     @property
@@ -124,7 +129,12 @@ class Epan(Rival):
 
     def prepare(self, problem: Problem, inputs: Inputs) -> Function:
         options = problem.options()
-        return lambda q, k, v: epan.attention(q, k, v, **options, backend=self.backend)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with epan.ops.triton.short(self.short):
+                return epan.attention(q, k, v, **options, backend=self.backend)
+
+        return attend
 
 
 class Flash2(Rival):
@@ -313,7 +323,7 @@ class Entmax(Rival):
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        Epan("triton"), Epan("tiled"), Epan("eager"), Flash2(), Cudnn(), Sdpa(), Flash4(), AdaSplash2(), AdaSplash1(),
+        Epan("triton"), Epan("triton", "never"), Epan("tiled"), Epan("eager"), Flash2(), Cudnn(), Sdpa(), Flash4(), AdaSplash2(), AdaSplash1(),
         Flex(), FlexThreshold(), Entmax(),
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ from workloads import Inputs, Shape, make
 
 CPU = torch.device("cpu")
 SHAPE = Shape(1, 2, 384, 16)
-GPU_ONLY = {"fa2", "cudnn", "fa4", "adasplash1", "adasplash2", "flex", "flex_threshold", "epan"}
+GPU_ONLY = {"epan_long", "fa2", "cudnn", "fa4", "adasplash1", "adasplash2", "flex", "flex_threshold", "epan"}
 
 
 def problem(kernel: str = "biweight", normalization: str = "adaptive", dtype: torch.dtype = torch.float32) -> Problem:

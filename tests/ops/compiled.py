@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 import epan
 from epan.masks import Masking
 from epan.ops.triton.launch import Problem, backward, forward
+from epan.ops.triton.short_sequences import short_backward_pass, short_forward_pass
 
 TYPES = {
     torch.float32: "*fp32",
@@ -28,7 +29,7 @@ TYPES = {
     torch.int8: "*i8",
     torch.uint8: "*u8",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 seen: set[tuple[str, str]] = set()
 case = ""
 
@@ -73,10 +74,25 @@ def go(name: str, kernel: str, rule: str, size: int, *, euclidean: bool = False,
     backward(problem, grad, q, k, v, scale, seed, found.out, found.saved, needs)
 
 
+def go_short(name: str, kernel: str, rule: str | epan.Nearest) -> None:
+    """A block of keys with a tail, ALiBi and a scale with gradient."""
+    global case
+    case = name
+    length, heads = 130, 2
+    q, k, v, grad = (torch.zeros(1, heads, length, 16, dtype=torch.bfloat16) for _ in range(4))
+    scale, seed = torch.full((1, heads, 1), 0.1).expand(1, heads, length), torch.zeros((), dtype=torch.long)
+    masking = Masking(length, length, None, None, 0, torch.ones(1, heads, 1, 1))
+    problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), False, 0.1, False)
+    found = short_forward_pass(problem, q, k, v, scale, seed)
+    short_backward_pass(problem, grad, q, k, v, scale, seed, found.saved, {"q", "k", "v", "scale"})
+
+
 CASES: dict[str, Callable[[], None]] = {
     "plain-64": lambda: go("plain-64", "biweight", "adaptive", 64),
     "plain-128": lambda: go("plain-128", "biweight", "adaptive", 128),
     "alibi": lambda: go("alibi", "epanechnikov", "anchored", 64, slopes=True),
+    "short": lambda: go_short("short", "biweight", "adaptive"),
+    "short-nearest": lambda: go_short("short-nearest", "gaussian", epan.Nearest(k=16)),
     "fixed": lambda: go("fixed", "triweight", "fixed", 64, euclidean=True),
 }
 

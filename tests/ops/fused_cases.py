@@ -55,6 +55,68 @@ def agrees(kind: str, fused: Attention, eager: Attention) -> None:
         )
 
 
+# Of short sequences: biases, shared key heads and strides; numbers per query and values of another size; a tail of keys
+# beside a block of them; windows on both sides.
+SHORT: dict[str, dict[str, Any]] = {
+    "loaded": {**LOADED, "mask": "none"},
+    "per-query": {**PER_QUERY, "mask": "none"},
+    "tail": {"q_len": 36, "k_len": 36, "batch": 1, "heads": 2, "alibi": "batch", "scale": "query"},
+    "window": {"window": (4, -2)},
+}
+
+
+def _keeps_from_gradients(fused: Attention, case: Case) -> None:
+    """A query that is not finite has no part in any gradient, as if nothing came back through its row."""
+    given = case.build()
+    found = []
+    for broken in (True, False):
+        query, key, value = (t.detach().clone().requires_grad_() for t in (given.query, given.key, given.value))
+        grad = given.grad.clone()
+        if broken:
+            query.data[..., 2, :] = torch.nan
+        else:
+            grad[..., 2, :] = 0
+        out = fused(query, key, value, **given.options())
+        found.append(torch.autograd.grad(out, (query, key, value), grad))
+    for got, right in zip(*found, strict=True):
+        tolerance.assert_equal_bits(got, right)
+
+
+def short(kind: str, fused: Attention, eager: Attention) -> None:
+    """Outputs and gradients of the kernels for short sequences; and that it is these which are called."""
+    schedules = importlib.import_module("epan.ops.triton.schedules")
+    calls: dict[str, int] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        function = getattr(schedules, name)
+
+        def call(*args: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return function(*args)
+
+        return call
+
+    names = ("short_forward_pass", "short_backward_pass")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(schedules, name, counted(name))
+        for label, change in SHORT.items():
+            if label in ("loaded", "tail") or kind in (*SCHEDULES, "nearest"):
+                case = KINDS[kind].but(dtype=torch.float16, **change)
+                conformance.agrees_with_formula(fused, case, eager)
+                conformance.gradients_agree_with_formula(fused, case, eager)
+        if kind in SCHEDULES:
+            case = KINDS[kind].but(dtype=torch.float16, batch=1, heads=1)
+            conformance.contains_nonfinite(fused, case.but(is_causal=True, scale="head", q_len=5, k_len=5))
+            conformance.hidden_keys_leave_no_trace(fused, case.but(is_causal=True, q_len=9))
+            _keeps_from_gradients(fused, case)
+        assert all(calls.get(name, 0) > 0 for name in names)
+        given, before = KINDS[kind].but(dtype=torch.float16).build(), dict(calls)
+        with epan.ops.triton.short("never"):
+            fused(given.query, given.key, given.value, **given.options())
+        assert calls == before
+
+
 def leaves_out_tiles(kind: str, fused: Attention, eager: Attention) -> None:
     case = KINDS[kind].but(dtype=torch.float32, **TILES)
     conformance.gradients_agree_with_formula(fused, case, eager)
@@ -97,13 +159,33 @@ def drops(kind: str, fused: Attention, eager: Attention) -> None:
     conformance.drops_weights(fused, case)
 
 
+def short_ties(fused: Attention, eager: Attention) -> None:
+    """Keys that tie with the k-th best share its places: which noise may decide, so that no comparison above shows it."""
+    device = device_of("triton")
+    q = torch.ones(1, 1, 1, 1, dtype=torch.float16, device=device)
+    # In the block of keys and in its tail.
+    scores = torch.tensor([1.0, 2.0, 3.0] + [0.0] * 29 + [2.0, -1.0, 2.0], dtype=torch.float16, device=device)
+    weights = fused(
+        q, scores[None, None, :, None], torch.eye(len(scores), dtype=torch.float16, device=device)[None, None],
+        kernel="uniform", normalization=epan.Nearest(k=2), scale=1.0,
+    )  # fmt: skip
+    expected = torch.where(scores == 3, 1 / 2, torch.where(scores == 2, 1 / 6, 0.0))
+    torch.testing.assert_close(weights[0, 0, 0].float(), expected, rtol=1e-3, atol=0)
+
+
+def short_drops(fused: Attention, eager: Attention) -> None:
+    case = Case(dtype=torch.float16, scale="head", q_len=12, k_len=40, batch=2, heads=2, key_heads=1)
+    conformance.drops_weights(fused, case)
+
+
 def hands_over(fused: Attention, eager: Attention) -> None:
     """The Gaussian in half precision is torch's own fused attention where that says the same."""
     base = Case(kernel="gaussian", dtype=torch.float16, q_len=9, k_len=9, scale=0.4)
     for changes in ({}, {"is_causal": True}, {"window": (None, -1)}, {"key_heads": 1}, {"k_len": 5}):
         case = base.but(**changes)
-        conformance.keeps_dtype_and_shape(fused, case)
-        conformance.gradients_agree_with_formula(fused, case, eager)
+        with epan.ops.triton.short("never"):
+            conformance.keeps_dtype_and_shape(fused, case)
+            conformance.gradients_agree_with_formula(fused, case, eager)
 
 
 def refuses(fused: Attention, eager: Attention) -> None:
@@ -178,11 +260,18 @@ def _operator_arguments() -> dict[str, tuple[Any, ...]]:
         ),
         "fixed": _arguments(*shared, rule="fixed", euclidean=True, kernel="triweight"),
         "nearest": _arguments(*shared, rule=epan.Nearest(k=2), kernel="gaussian"),
+        "short": _arguments(
+            *(t.detach().half().requires_grad_() for t in shared),
+            scale=_draw(1, 2, 5).detach().abs().requires_grad_(),
+            slopes=_draw(1, 2, 1, 1),
+            dropout_p=0.3,
+            with_stats=False,
+        ),
         "nothing": _arguments(_draw(1, 2, 0, 4), _draw(1, 2, 0, 4), _draw(1, 2, 0, 3)),
     }
 
 
-OPERATORS = ("plain", "everything", "packed", "fixed", "nearest", "nothing")
+OPERATORS = ("plain", "everything", "packed", "fixed", "nearest", "short", "nothing")
 
 
 def registers(name: str, fused: Attention, eager: Attention) -> None:
@@ -254,7 +343,9 @@ def _items() -> dict[str, Callable[[Attention, Attention], None]]:
         items[f"{kind}-drops"] = functools.partial(drops, kind)
     for name in OPERATORS:
         items[f"operators-{name}"] = functools.partial(registers, name)
-    for function in (hands_over, refuses, compiles):
+    for kind in KINDS:
+        items[f"{kind}-short"] = functools.partial(short, kind)
+    for function in (short_drops, short_ties, hands_over, refuses, compiles):
         items[function.__name__] = function
     return items
 
@@ -267,7 +358,9 @@ def _groups() -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in ITEMS:
         kind, _, _ = name.rpartition("-")
-        if kind in SCHEDULES or kind == "operators":
+        if name.endswith("-short"):
+            group = "short"
+        elif kind in SCHEDULES or kind == "operators":
             group = kind
         else:
             group = "other kernels" if kind else "surroundings"

@@ -16,7 +16,7 @@ from fused_cases import GROUPS, ITEMS
 from scripts import Scripts
 
 import epan
-from epan.errors import UnsupportedError
+from epan.errors import EpanError, UnsupportedError
 from epan.testing import conformance
 from epan.testing.execution import backend
 from epan.testing.inputs import Case
@@ -64,12 +64,31 @@ def test_every_kernel_compiles_for_hopper(names: tuple[str, ...]) -> None:
     assert all(int(count) > 0 for _, name, count in lines if name in products)
 
 
+@needs_triton
+@pytest.mark.parametrize("case", ["short", pytest.param("short-nearest", marks=pytest.mark.slow)])
+def test_the_kernels_for_short_sequences_compile_for_hopper(case: str) -> None:
+    command = [sys.executable, "-W", "ignore", str(HERE / "compiled.py"), case]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
+    assert found == {(case, "short_forward"), (case, "short_backward")}
+
+
 def test_tensors_elsewhere_are_refused() -> None:
     x = torch.randn(1, 1, 4, 8)
     with pytest.raises(UnsupportedError, match="triton") as caught:
         epan.attention(x, x, x, backend="triton")
     assert caught.value.fix
     assert 'backend="tiled"' in caught.value.fix
+
+
+def test_the_way_of_short_sequences_is_chosen_for_a_block_of_code() -> None:
+    short_mode = importlib.import_module("epan.ops.triton.short_mode").short_mode
+    with epan.ops.triton.short("never"):
+        assert short_mode() == "never"
+    assert short_mode() == "auto"
+    with pytest.raises(EpanError, match="always"), epan.ops.triton.short("always"):
+        pass
 
 
 def test_the_screen_is_chosen_for_a_block_of_code() -> None:

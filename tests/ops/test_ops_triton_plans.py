@@ -137,8 +137,14 @@ def test_every_setting_of_a_call_is_in_its_key() -> None:
     keys = []
     for fields in [base, *({**base, name: value} for name, values in changes.items() for value in values)]:
         problem = launch.Problem(**fields)
-        keys.append(launch._key(problem, launch._given(problem, q, q, q, scale, seed), "forward", "auto", False))
+        keys.append(
+            launch.key_of(problem, launch.given_tensors(problem, q, q, q, scale, seed), "forward", "auto", False)
+        )
     assert len(set(keys)) == len(keys)
-    assert keys[0] == launch._key(
-        launch.Problem(**base), launch._given(launch.Problem(**base), q, q, q, scale, seed), "forward", "auto", False
+    assert keys[0] == launch.key_of(
+        launch.Problem(**base),
+        launch.given_tensors(launch.Problem(**base), q, q, q, scale, seed),
+        "forward",
+        "auto",
+        False,
     )

@@ -48,6 +48,11 @@ class RecordingError(Exception):
     """Something in the step waits for the device, so that it cannot be part of a CUDA graph; the message is that of CUDA."""
 
 
+def _gist(message: str) -> str:
+    """The first lines of a message: of a compiler's, the first only says that there is one."""
+    return " ".join(line.strip() for line in [line for line in message.splitlines() if line.strip()][:3])
+
+
 class Result(NamedTuple):
     """What one step gave: ``support`` and ``bandwidths`` (per layer and head) of measured steps only."""
 
@@ -262,7 +267,7 @@ class ResidentStep:
         except RuntimeError as error:
             # The end of a recording that broke off fails, too, and says less.
             first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            raise RecordingError(str(first).splitlines()[0]) from error
+            raise RecordingError(_gist(str(first))) from error
 
         def replay() -> Any:
             graph.replay()

@@ -9,6 +9,7 @@ They need Triton, which CUDA builds of PyTorch bring, and an NVIDIA GPU; without
 * ``launch.py``: shapes, scratch memory and launch parameters of adaptive, anchored and fixed, and of the Gaussian.
 * ``plans.py``: what a call leaves for the next one like it; ``assembler.py``: what turns kernels into machine code.
 * ``prepare.py``, ``forward.py``, ``backward.py``, ``scores.py``: their kernels.
+* ``short_sequences.py``, ``short_kernels.py``: sequences of a few hundred tokens, all rules; ``short_mode.py``: not, if that is wished.
 * ``parameters.py``: launch parameters measured on this GPU; ``tuning.py``: the search for them.
 * ``nearest.py``, ``nearest_kernels.py``, ``nearest_gradients.py``: the same for the nearest rule.
 * ``leaky.py``: the leaky average.
@@ -17,5 +18,6 @@ They need Triton, which CUDA builds of PyTorch bring, and an NVIDIA GPU; without
 from __future__ import annotations
 
 from .screening import screen
+from .short_mode import short
 
-__all__ = ["screen"]
+__all__ = ["screen", "short"]

@@ -13,6 +13,7 @@ from ...masks import Masking
 from ...normalizations import Normalization, Stats
 from .launch import Problem, tile_size
 from .operators import fused
+from .short_sequences import before_flash
 from .softmax import expresses, softmax_attention
 
 __all__ = ["triton_attention"]
@@ -42,7 +43,9 @@ def triton_attention(
     if not (with_stats or isinstance(scale, Tensor)) and expresses(
         q_BHLD, k_BKSD, v_BKSE, masking, scale, kernel, normalization, euclidean
     ):
-        return softmax_attention(q_BHLD, k_BKSD, v_BKSE, masking, scale, dropout_p), None
+        whole = Problem(masking, kernel, normalization, euclidean, dropout_p, True)
+        if not before_flash(whole, q_BHLD, v_BKSE):
+            return softmax_attention(q_BHLD, k_BKSD, v_BKSE, masking, scale, dropout_p), None
     if dropout_p >= 1:
         # No weight is left, and 1/(1 − p) would have no value; what remains are zeros that belong to the graph.
         v_BKSE, dropout_p = torch.where(v_BKSE.new_zeros((), dtype=torch.bool), v_BKSE, 0.0), 0.0

@@ -22,11 +22,11 @@ from .scores import (
     tile_scores,
 )
 
-__all__ = ["attend", "sweep"]
+__all__ = ["attend", "newton", "next_level", "sweep"]
 
 
 @triton.jit
-def _newton(f, g, order):
+def newton(f, g, order):
     """By how much the level of keys with the sums f = Σφ ≥ 1 and g = Σφ' may fall so that f stays at least 1.
 
     Newton's step on f^{1/n} = 1, which is convex: from above its root it never passes it, and neither that of any larger
@@ -75,7 +75,7 @@ def _note(
 def _rebase(top, cut, f, g, base, factor, width, order, RULE: tl.constexpr):
     """The sums of some tiles turned into a bound, from which top, cut and base of the next ones are counted."""
     # The tiles' maxima are keys too, different ones: their own threshold is a bound as well.
-    up = _newton(f, g, order)
+    up = newton(f, g, order)
     if RULE == 0:
         # The first base of a row may be no bound at all.
         cut = tl.where(up > 0, tl.maximum(cut, up - 1e-3), cut)
@@ -158,7 +158,7 @@ def sweep(
             mine = tl.where(some, peak - width, 0.0)
             for turn in tl.static_range(3):
                 u = tl.maximum((z - mine[:, None]) * factor[:, None], 0.0)
-                mine += _newton(tl.sum(PROFILE(u, order), 1), tl.sum(SLOPE(u, order), 1), order) * width
+                mine += newton(tl.sum(PROFILE(u, order), 1), tl.sum(SLOPE(u, order), 1), order) * width
             bound = tl.maximum(bound, tl.where(some, mine, float("-inf")))
         if RULE == 1:
             bound = tl.maximum(bound, peak - width)
@@ -330,6 +330,44 @@ def _reached(
     return found
 
 
+@triton.jit
+def next_level(f, g, level, ceiling, before, unit_before, power, going, valid, order, tolerance):
+    """One step towards the level at which Σφ = 1, from the sums f = Σφ and g = Σφ' at the level so far.
+
+    (level, ceiling, before, unit_before, power, going): no level above the ceiling is the root; ``before`` and f/g there
+    are those of the step before, and ``power`` what they say of the shape of f; a row that has arrived no longer is going.
+    """
+    live = valid & (g > 0)
+    unit = f / tl.maximum(g, 1e-30)
+    # Newton's step never passes the root: a bound.
+    sure = newton(f, g, order)
+    ceiling = tl.where(live & (f > 1.0), tl.minimum(ceiling, level - sure), ceiling)
+    # A step on f^{1/n} falls short of the root and one on ln f mostly passes it: their mean is a good guess.
+    log = tl.log2(tl.maximum(f, 1e-30))
+    far = log * (unit * (0.6931471805599453 / order))
+    guess = tl.where(f > 1.0, 0.5 * (sure + far), far)
+    if order < 1.5:
+        # There f is bent less evenly: it is taken as a power of (level − start), and two levels tell which one.
+        fitted = (level - before) / (unit - unit_before)
+        power = tl.where(tl.abs(level - before) > 1e-4 * level, tl.clamp(fitted, 1.0, 40.0), power)
+        guess = power * unit * (1.0 - tl.exp2(-log / power))
+        far = guess
+    # On many equal scores the guess lies beyond the best key. Far beyond the root a step on f, which is convex,
+    # leads back to the other side of it.
+    ahead = tl.where(far < 0.9 * level, guess, sure)
+    back = tl.where(f > 0.25, guess, (f - 1.0) / (order * tl.maximum(g, 1e-30)))
+    change = tl.where(f > 1.0, ahead, back)
+    after = tl.minimum(tl.maximum(level - change, 1e-3 * level), ceiling)
+    # Relative to Σφ/Σφ': on thousands of nearly equal scores an absolute step would say nothing.
+    enough = tolerance * unit + 2e-7 * level
+    before = level
+    unit_before = unit
+    moved = live & (tl.abs(after - level) > enough)
+    level = tl.where(going, tl.where(live, after, ceiling), level)
+    going = going & moved
+    return level, ceiling, before, unit_before, power, going
+
+
 @entry
 def attend(
     Q, K, V, SCALE, K_HALF, BIAS, SLOPES, LO, HI, POSITION, BAD_Q, BAD_K, DIRTY,
@@ -415,34 +453,10 @@ def attend(
                     reference, factor, level, order,
                     D, DP, BS, PROFILE, SLOPE, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, True, PRECISION,
                 )  # fmt: skip
-            live = valid & (g > 0)
-            unit = f / tl.maximum(g, 1e-30)
-            # Newton's step never passes the root: a bound.
-            sure = _newton(f, g, order)
-            ceiling = tl.where(live & (f > 1.0), tl.minimum(ceiling, level - sure), ceiling)
-            # A step on f^{1/n} falls short of the root and one on ln f mostly passes it: their mean is a good guess.
-            log = tl.log2(tl.maximum(f, 1e-30))
-            far = log * (unit * (0.6931471805599453 / order))
-            guess = tl.where(f > 1.0, 0.5 * (sure + far), far)
-            if order < 1.5:
-                # There f is bent less evenly: it is taken as a power of (level − start), and two levels tell which one.
-                fitted = (level - before) / (unit - unit_before)
-                power = tl.where(tl.abs(level - before) > 1e-4 * level, tl.clamp(fitted, 1.0, 40.0), power)
-                guess = power * unit * (1.0 - tl.exp2(-log / power))
-                far = guess
-            # On many equal scores the guess lies beyond the best key. Far beyond the root a step on f, which is convex,
-            # leads back to the other side of it.
-            ahead = tl.where(far < 0.9 * level, guess, sure)
-            back = tl.where(f > 0.25, guess, (f - 1.0) / (order * tl.maximum(g, 1e-30)))
-            change = tl.where(f > 1.0, ahead, back)
-            after = tl.minimum(tl.maximum(level - change, 1e-3 * level), ceiling)
-            # Relative to Σφ/Σφ': on thousands of nearly equal scores an absolute step would say nothing.
-            enough = tl.where(steps == 0, tolerance, later) * unit + 2e-7 * level
-            before = level
-            unit_before = unit
-            moved = live & (tl.abs(after - level) > enough)
-            level = tl.where(going, tl.where(live, after, ceiling), level)
-            going = going & moved
+            rough = tl.where(steps == 0, tolerance, later)
+            level, ceiling, before, unit_before, power, going = next_level(
+                f, g, level, ceiling, before, unit_before, power, going, valid, order, rough
+            )
             todo = tl.max(going.to(tl.int32), 0)
             steps += 1
     acc = tl.zeros([HM, EP], tl.float32)

@@ -31,8 +31,12 @@ __all__ = [
     "Problem",
     "added_scores",
     "backward",
+    "bounded",
+    "carry_out",
     "device_function",
     "forward",
+    "given_tensors",
+    "key_of",
     "padded",
     "ranges",
     "saved_like",
@@ -224,7 +228,7 @@ def strides(name: str, tensor: Tensor) -> dict[str, int]:
     return {f"{name}_b": b, f"{name}_h": h, f"{name}_l": length}
 
 
-def _given(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor) -> dict[str, Tensor]:
+def given_tensors(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor) -> dict[str, Tensor]:
     """The tensors that a call comes with, by the names that the kernels give them."""
     masking = problem.masking
     lo = hi = position = scale
@@ -236,7 +240,7 @@ def _given(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, see
     return {**given, **added_scores(masking, q.shape[0], q.shape[1], scale).tensors}
 
 
-def _key(problem: Problem, tensors: dict[str, Tensor], *settings: Any) -> tuple[Any, ...]:
+def key_of(problem: Problem, tensors: dict[str, Tensor], *settings: Any) -> tuple[Any, ...]:
     """All that decides what a call makes and launches."""
     masking = problem.masking
     return (
@@ -246,7 +250,7 @@ def _key(problem: Problem, tensors: dict[str, Tensor], *settings: Any) -> tuple[
     )  # fmt: skip
 
 
-def _carry_out(
+def carry_out(
     key: tuple[Any, ...],
     given: dict[str, Tensor],
     make: Callable[[], Mapping[str, Made | None]],
@@ -261,7 +265,8 @@ def _carry_out(
     plan = find(key)
     new = Plan(make()) if plan is None else plan
     tensors = new.allocate(given, given["SCALE"])
-    tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
+    if "FLAGS" in tensors:
+        tensors["DIRTY"] = tensors["FLAGS"][-16:].view(torch.int32)
     if plan is None:
         start(new, tensors)
         keep(key, new)
@@ -283,7 +288,7 @@ def _arguments(problem: Problem, given: dict[str, Tensor]) -> Arguments:
         **strides("q", q), **strides("k", k), **strides("v", v), **strides("s", scale), **added.numbers,
         "heads": heads, "group": heads // key_heads, "q_len": q_len, "k_len": k_len,
         "tiles": triton.cdiv(k_len, side), "blocks": triton.cdiv(q_len, side), "order": problem.order,
-        "left": _bound(masking.left), "right": _bound(masking.right), "offset": masking.offset, "drop": problem.dropout_p,
+        "left": bounded(masking.left), "right": bounded(masking.right), "offset": masking.offset, "drop": problem.dropout_p,
     }  # fmt: skip
     flags = {
         "D": size, "DP": padded(size), "E": value_size, "EP": padded(value_size), "BM": side, "BN": side,
@@ -300,7 +305,7 @@ def _arguments(problem: Problem, given: dict[str, Tensor]) -> Arguments:
     return Arguments(given, numbers, flags)
 
 
-def _bound(bound: int | None) -> int:
+def bounded(bound: int | None) -> int:
     """A bound of the window that fits 32 bits; no length does not."""
     return _FAR if bound is None else max(-_FAR, min(bound, _FAR))
 
@@ -366,9 +371,9 @@ def forward(
 ) -> Forward:
     """Attention without gradient; ``scale`` (B, H, Lq) float32."""
     mode = screening()
-    given = _given(problem, q, k, v, scale, seed)
-    tensors = _carry_out(
-        _key(problem, given, "forward", mode, with_stats), given,
+    given = given_tensors(problem, q, k, v, scale, seed)
+    tensors = carry_out(
+        key_of(problem, given, "forward", mode, with_stats), given,
         lambda: _forward_made(problem, q, k, v, with_stats, _screens(problem, q, mode)),
         lambda plan, tensors: _start_forward(plan, problem, tensors, mode, with_stats),
     )  # fmt: skip
@@ -433,10 +438,10 @@ def backward(
     needs: set[str],
 ) -> dict[str, Tensor]:
     """The gradients of the names in ``needs``: q, k, v in their dtype; scale, slopes (B, H, Lq) and mask in float32."""
-    given = _given(problem, q, k, v, scale, seed)
+    given = given_tensors(problem, q, k, v, scale, seed)
     given.update(zip(_SAVED, saved, strict=True), GRAD=grad, OUT=out)
-    tensors = _carry_out(
-        _key(problem, given, "backward", frozenset(needs)), given,
+    tensors = carry_out(
+        key_of(problem, given, "backward", frozenset(needs)), given,
         lambda: _backward_made(problem, q, k, v, needs),
         lambda plan, tensors: _start_backward(plan, problem, tensors, needs),
     )  # fmt: skip

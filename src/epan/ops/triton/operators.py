@@ -188,7 +188,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
     problem = _problem_of(mask, slopes, cu_q, cu_k, q.shape[2], k.shape[2], numbers, left, right, dropout_p)
     per_query = q.shape[:3] if with_stats else (0,)
     shown = [v.new_empty((*q.shape[:3], v.shape[-1])), *(q.new_empty(per_query, dtype=dtype) for dtype in _STATS)]
-    return [*shown, *(q.new_empty(shape, dtype=dtype) for shape, dtype in saved_like(problem, q, k, v))]
+    return [*shown, *(q.new_empty(shape, dtype=dtype) for shape, dtype in saved_like(problem, q, k, v, with_stats))]
 
 
 @torch.library.custom_op("epan::triton_backward", mutates_args=())

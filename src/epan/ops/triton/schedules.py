@@ -1,4 +1,4 @@
-"""Which launcher serves a rule: the nearest one has kernels of its own, and takes finite numbers only."""
+"""Which launcher serves a call: short sequences have kernels of their own, and the nearest rule, for finite numbers only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...masks import Masking
 from ...normalizations import Nearest
 from . import launch
 from .launch import Forward, Problem, ranges
+from .short_sequences import short_backward_pass, short_forward_pass, short_saved_like, takes
 
 __all__ = ["backward", "forward", "saved_like"]
 
@@ -21,6 +22,8 @@ def forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor, with_stats: bool
 ) -> Forward:
     """The output, the statistics if wanted, and what the backward pass needs beside the output."""
+    if not with_stats and takes(problem, q, v):
+        return short_forward_pass(problem, q, k, v, scale, seed)
     if not isinstance(problem.normalization, Nearest):
         return launch.forward(problem, q, k, v, scale, seed, with_stats)
     from .nearest import nearest_forward
@@ -36,8 +39,10 @@ def forward(
     return Forward(out, stats, (*saved, reached))
 
 
-def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Likes:
+def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor, with_stats: bool) -> Likes:
     """Shapes and dtypes of the last part of :func:`forward`, a function of the shapes of its inputs."""
+    if not with_stats and takes(problem, q, v):
+        return short_saved_like(q)
     if not isinstance(problem.normalization, Nearest):
         return launch.saved_like(problem, q, k, v)
     from .nearest import nearest_saved_like
@@ -58,6 +63,9 @@ def backward(
     needs: set[str],
 ) -> dict[str, Tensor]:
     """The gradients of the names in ``needs``: of q, k, v, and in float32 of scale, slopes (B, H, Lq) and all pairs."""
+    if len(saved) == 1:
+        # What the kernels for short sequences leave.
+        return short_backward_pass(problem, grad, q, k, v, scale, seed, saved, needs)
     if not isinstance(problem.normalization, Nearest):
         return launch.backward(problem, grad, q, k, v, scale, seed, out, saved, needs)
     from .nearest import nearest_backward

@@ -25,7 +25,8 @@ def screen(mode: str) -> Iterator[None]:
     ----------
     mode: "auto" takes 8-bit products for every block of queries where their error bars are fine enough, and the
         scores themselves elsewhere; "always" takes them however wide the bars are, "never" not at all. Without effect
-        where 8-bit products have no use: other rules, euclidean similarity, mask tensors, ALiBi, head sizes up to 16.
+        where 8-bit products have no use: other rules, euclidean similarity, mask tensors, ALiBi, head sizes up to 16, short
+        sequences (see :func:`short`).
 
     A key is left out only if its largest possible score says so, so this changes time and rounding, nothing else. It holds
     for the forward passes that this thread or task starts, compiled ones too.
