@@ -79,11 +79,12 @@ def test_both_rates_are_tried_on_one_method_of_each_family() -> None:
 
 def test_going_beyond_tries_few_things_once_at_the_budget_of_all() -> None:
     found = study.beyond()
-    assert len(found) <= 12
-    assert {run.task.name for run in found} == {"reverse", "sort"}
+    models = {"reverse": "transformer", "sort": "transformer", "mqmtar": "memory_mosaic"}
+    assert {run.task.name for run in found} == set(models)
     for run in found:
-        assert (run.seed, run.steps, run.model.name) == (0, study.PLANS[run.task.name].steps, "transformer")
-    # Whatever differs from the transformer of the main table is in the name, and nothing else is.
+        assert sum(other.task.name == run.task.name for other in found) <= 8
+        assert (run.seed, run.steps, run.model.name) == (0, study.PLANS[run.task.name].steps, models[run.task.name])
+    # Whatever differs from the model of the main table is in the name, and nothing else is.
     methods = [study.method_of(run) for run in found]
     assert {"epanechnikov-anchored+heads=2", "epanechnikov-anchored+heads=2+nope+short_conv=5"} <= set(methods)
     assert not {run.label for run in found} & {run.label for stage in (study.main, study.longer) for run in stage()}

@@ -333,27 +333,33 @@ def short_forward(
 
 @triton.jit
 def _parted(ds, D_TYPE: tl.constexpr):
-    """ds as a sum of two numbers of a 16-bit dtype, and that sum: products with terms that nearly cancel need its digits."""
+    """(high, low, how often low counts in it, their sum): ds as two numbers of a 16-bit dtype.
+
+    Products with terms that nearly cancel need its digits. What float16 has no digits for, so small, counts a fraction.
+    """
+    unit = 1.0
+    if tl.float16 == D_TYPE:
+        unit = 2048.0
     high = ds.to(D_TYPE)
     wide = high.to(tl.float32)
-    low = (ds - wide).to(D_TYPE)
-    return high, low, wide + low.to(tl.float32)
+    low = ((ds - wide) * unit).to(D_TYPE)
+    return high, low, 1.0 / unit, wide + low.to(tl.float32) * (1.0 / unit)
 
 
 @triton.jit
 def _into_queries(dq, sums, ds, k, PRECISION: tl.constexpr):
     """(dq + ds·k, sums + what ds adds up to as the product takes it)."""
-    high, low, taken = _parted(ds, k.dtype)
-    dq = tl.dot(low, k, tl.dot(high, k, dq, input_precision=PRECISION), input_precision=PRECISION)
-    return dq, sums + tl.sum(taken, 1)
+    high, low, unit, taken = _parted(ds, k.dtype)
+    dq += tl.dot(low, k, input_precision=PRECISION) * unit
+    return tl.dot(high, k, dq, input_precision=PRECISION), sums + tl.sum(taken, 1)
 
 
 @triton.jit
 def _into_keys(dk, total, ds, q, PRECISION: tl.constexpr):
     """(dk + dsᵀ·q, total + what ds adds up to as the product takes it)."""
-    high, low, taken = _parted(ds, q.dtype)
-    dk = tl.dot(tl.trans(low), q, tl.dot(tl.trans(high), q, dk, input_precision=PRECISION), input_precision=PRECISION)
-    return dk, total + tl.sum(taken, 0)
+    high, low, unit, taken = _parted(ds, q.dtype)
+    dk += tl.dot(tl.trans(low), q, input_precision=PRECISION) * unit
+    return tl.dot(tl.trans(high), q, dk, input_precision=PRECISION), total + tl.sum(taken, 0)
 
 
 @triton.jit

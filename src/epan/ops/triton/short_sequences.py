@@ -47,7 +47,7 @@ _BEFORE_FLASH = 32
 TUNED = {False: ((64, 4), (32, 2)), True: ((32, 2), (32, 4))}
 _NARROW = 32
 # The last step of the threshold, relative to Σφ/Σφ', after which its error is the square of that.
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-4
 
 
 def _seen(masking: Masking) -> int:
