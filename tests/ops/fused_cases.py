@@ -56,12 +56,13 @@ def agrees(kind: str, fused: Attention, eager: Attention) -> None:
 
 
 # Of short sequences: biases, shared key heads and strides; numbers per query and values of another size; a tail of keys
-# beside a block of them; windows on both sides.
+# beside a block of them; windows on both sides; a tail that the last block of queries alone sees.
 SHORT: dict[str, dict[str, Any]] = {
     "loaded": {**LOADED, "mask": "none"},
     "per-query": {**PER_QUERY, "mask": "none"},
     "tail": {"q_len": 36, "k_len": 36, "batch": 1, "heads": 2, "alibi": "batch", "scale": "query"},
     "window": {"window": (4, -2)},
+    "causal tail": {"q_len": 140, "k_len": 140, "is_causal": True, "batch": 1, "heads": 1},
 }
 
 

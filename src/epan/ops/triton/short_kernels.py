@@ -246,31 +246,15 @@ def _reached(k, v, bad_q, rows, first, k_len, left, right, BN: tl.constexpr):
     return tl.max(tl.where(seen, tl.maximum(bad_k[None, :], bad_q[:, None]), 0), 1)
 
 
-@entry
-def short_forward(
-    Q, K, V, SCALE, SLOPES, OUT, LEVEL, SEED,
-    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, s_b, s_h, s_l, a_b, a_h, o_b, o_h, o_l,
-    heads, group, q_len, k_len, blocks, left, right, offset, order, tolerance, drop, near,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, RM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+@triton.jit
+def _output(
+    rows, q, scale, bad_q, K, V, SLOPES, SEED, b, h, head, first, second, k_l, v_l, a_b, a_h,
+    k_len, left, right, offset, order, tolerance, drop, near,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, RM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr,
     PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
-    EUCLIDEAN: tl.constexpr, ALIBI: tl.constexpr, UNIFORM: tl.constexpr, DROPOUT: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+    EUCLIDEAN: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output of RM queries of one head. LEVEL: that of the adaptive rule, or which scores the nearest keys reach; −∞ for a row
-    through which no gradient flows.
-
-    RULE 4, the nearest keys: ``near`` is their number, SMOOTH says that their weights are Gaussian.
-    """
-    head = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
-    b, h = head // heads, head % heads
-    rows, valid, q, scale, bad_q = _row_block(
-        Q, SCALE, b, h, block * RM, q_len, q_b, q_h, q_l, s_b, s_h, s_l, D, DP, RM, EVEN, UNIFORM
-    )
-    K += b.to(tl.int64) * k_b + (h // group).to(tl.int64) * k_h
-    V += b.to(tl.int64) * v_b + (h // group).to(tl.int64) * v_h
-    # Numbers on the device.
-    first = block * 0
-    second = first + BN
+    """(output, level) of a block of queries in :func:`short_forward`."""
     k = load_rows(K, first, k_l, k_len, BN, D, DP, False)
     v = load_rows(V, first, v_l, k_len, BN, E, EP, False)
     reached = _reached(k, v, bad_q, rows, first, k_len, left, right, BN)
@@ -325,6 +309,47 @@ def short_forward(
     acc = tl.where(live[:, None], acc / tl.where(live, total, 1.0)[:, None], 0.0)
     acc = tl.where((reached > 0)[:, None], float("nan"), acc)
     level = tl.where(live & (reached == 0), level, float("-inf"))
+    return acc, level
+
+
+@entry
+def short_forward(
+    Q, K, V, SCALE, SLOPES, OUT, LEVEL, SEED,
+    q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, s_b, s_h, s_l, a_b, a_h, o_b, o_h, o_l,
+    heads, group, q_len, k_len, blocks, left, right, offset, order, tolerance, drop, near,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, RM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+    PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
+    EUCLIDEAN: tl.constexpr, ALIBI: tl.constexpr, UNIFORM: tl.constexpr, DROPOUT: tl.constexpr, STEPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output of RM queries of one head. LEVEL: that of the adaptive rule, or which scores the nearest keys reach; −∞ for a row
+    through which no gradient flows.
+
+    RULE 4, the nearest keys: ``near`` is their number, SMOOTH says that their weights are Gaussian.
+    """
+    head = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    b, h = head // heads, head % heads
+    rows, valid, q, scale, bad_q = _row_block(
+        Q, SCALE, b, h, block * RM, q_len, q_b, q_h, q_l, s_b, s_h, s_l, D, DP, RM, EVEN, UNIFORM
+    )
+    K += b.to(tl.int64) * k_b + (h // group).to(tl.int64) * k_h
+    V += b.to(tl.int64) * v_b + (h // group).to(tl.int64) * v_h
+    # Numbers on the device.
+    first = block * 0
+    second = first + BN
+    if (TAIL > 0) & (tl.minimum(block * RM + RM, q_len) + right > BN):
+        acc, level = _output(
+            rows, q, scale, bad_q, K, V, SLOPES, SEED, b, h, head, first, second, k_l, v_l, a_b, a_h,
+            k_len, left, right, offset, order, tolerance, drop, near, D, DP, E, EP, RM, BN, TAIL,
+            PROFILE, SLOPE, RULE, EMPTY, POWER, SMOOTH, EUCLIDEAN, ALIBI, DROPOUT, STEPS, PRECISION,
+        )  # fmt: skip
+    else:
+        # No query of the block sees the tail.
+        acc, level = _output(
+            rows, q, scale, bad_q, K, V, SLOPES, SEED, b, h, head, first, second, k_l, v_l, a_b, a_h,
+            k_len, left, right, offset, order, tolerance, drop, near, D, DP, E, EP, RM, BN, 0,
+            PROFILE, SLOPE, RULE, EMPTY, POWER, SMOOTH, EUCLIDEAN, ALIBI, DROPOUT, STEPS, PRECISION,
+        )  # fmt: skip
     cols = tl.arange(0, EP)
     ptr = OUT + b.to(tl.int64) * o_b + h.to(tl.int64) * o_h + rows[:, None].to(tl.int64) * o_l + cols[None, :]
     tl.store(ptr, acc.to(OUT.dtype.element_ty), mask=valid[:, None] & (cols < E)[None, :])
@@ -371,6 +396,148 @@ def _store_rows(base, x, start, limit, N: tl.constexpr, D: tl.constexpr, DP: tl.
     tl.store(base + rows[:, None] * D + cols[None, :], x.to(base.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _gradients(
+    dk, dv, total_k, dk2, dv2, total_k2, k, v, k2, v2, start, first, second, b, h, head, slope,
+    Q, GRAD, SCALE, LEVEL, D_Q, D_SCALE, D_SLOPE, SEED, q_b, q_h, q_l, g_b, g_h, g_l, s_b, s_h, s_l,
+    q_len, k_len, left, right, offset, order, drop, near,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, RM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr, EVEN: tl.constexpr,
+    PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
+    EUCLIDEAN: tl.constexpr, ALIBI: tl.constexpr, UNIFORM: tl.constexpr, DROPOUT: tl.constexpr,
+    NEED_SCALE: tl.constexpr, NEED_SLOPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The part of a block of queries in :func:`short_backward`: what it adds to the gradients of keys and values."""
+    rows, valid, q, scale, bad_q = _row_block(
+        Q, SCALE, b, h, start, q_len, q_b, q_h, q_l, s_b, s_h, s_l, D, DP, RM, EVEN, UNIFORM
+    )
+    out = head.to(tl.int64) * q_len + rows
+    level = tl.load(LEVEL + out, mask=valid, other=float("-inf"))
+    dead = level == float("-inf")
+    grad = load_rows(GRAD + b.to(tl.int64) * g_b + h.to(tl.int64) * g_h, start, g_l, q_len, RM, E, EP, EVEN)
+    # All else of such a row is finite, and all of its gradients are sums of products with this.
+    grad = tl.where(dead[:, None], 0.0, grad).to(v.dtype)
+    z, raw = _scores(q, k, scale, slope, rows, first, k_len, left, right, offset, BN, EUCLIDEAN, ALIBI, PRECISION)
+    z2 = z
+    reference = tl.max(z, 1)
+    if TAIL > 0:
+        z2, raw2 = _scores(
+            q, k2, scale, slope, rows, second, k_len, left, right, offset, TAIL, EUCLIDEAN, ALIBI, PRECISION
+        )
+        reference = tl.maximum(reference, tl.max(z2, 1))
+    reference = tl.where(reference > float("-inf"), reference, 0.0)
+    gain = tl.zeros_like(reference) + 1.0
+    if RULE == 4:
+        p, p2 = _members(z, z2, level, reference, near, SMOOTH, TAIL)
+        r = p
+        r2 = p2
+        if not SMOOTH:
+            r = tl.zeros_like(p)
+            r2 = tl.zeros_like(p2)
+    else:
+        factor, begin, gain, pivot, blur = _units(q, reference, scale, order, EUCLIDEAN, RULE, EMPTY, POWER)
+        if RULE != 0:
+            level = begin
+        level = tl.where(dead, 0.0, level)
+        p, r = _weights(z, factor, level, pivot, order, PROFILE, SLOPE, RULE)
+        if TAIL > 0:
+            p2, r2 = _weights(z2, factor, level, pivot, order, PROFILE, SLOPE, RULE)
+    total = tl.sum(p, 1)
+    g = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+    if DROPOUT:
+        keep = kept(SEED, head, rows, first, drop, BN, False)
+        g *= keep
+    delta = tl.sum(r * g, 1) if RULE == 0 else tl.sum(p * g, 1)
+    bulk = tl.sum(r, 1)
+    if TAIL > 0:
+        total += tl.sum(p2, 1)
+        g2 = tl.dot(grad, tl.trans(v2), input_precision=PRECISION)
+        if DROPOUT:
+            keep2 = kept(SEED, head, rows, second, drop, TAIL, False)
+            g2 *= keep2
+        delta += tl.sum(r2 * g2, 1) if RULE == 0 else tl.sum(p2 * g2, 1)
+        bulk += tl.sum(r2, 1)
+    share = 1.0 / tl.maximum(total, 1e-30)
+    if RULE == 0:
+        delta = delta / tl.maximum(bulk, 1e-30)
+    else:
+        delta *= share
+        gain *= share
+    if RULE == 1 or RULE == 2:
+        # One key with all weight has no gradient but to its value.
+        full = 1.0000002 * PROFILE(tl.maximum(level, 0.0), order)
+        gain = tl.where(total <= full, 0.0, gain)
+    p = (p * share[:, None]).to(grad.dtype)
+    # The gradient of a row's scores adds up to zero: from a mean of the keys on, products with it lose no digits.
+    centre = tl.dot(p, k, input_precision=PRECISION)
+    if DROPOUT:
+        p = (p * keep).to(grad.dtype)
+    dv = tl.dot(tl.trans(p), grad, dv, input_precision=PRECISION)
+    ds = r * (g - delta[:, None])
+    if RULE != 0:
+        ds *= gain[:, None]
+    excess = tl.sum(ds, 1)
+    if TAIL > 0:
+        p2 = (p2 * share[:, None]).to(grad.dtype)
+        centre = tl.dot(p2, k2, centre, input_precision=PRECISION)
+        if DROPOUT:
+            p2 = (p2 * keep2).to(grad.dtype)
+        dv2 = tl.dot(tl.trans(p2), grad, dv2, input_precision=PRECISION)
+        ds2 = r2 * (g2 - delta[:, None])
+        if RULE != 0:
+            ds2 *= gain[:, None]
+        excess += tl.sum(ds2, 1)
+    if RULE == 1:
+        best = z >= (reference - blur)[:, None]
+        ties = tl.sum(best.to(tl.float32), 1)
+        if TAIL > 0:
+            best2 = z2 >= (reference - blur)[:, None]
+            ties += tl.sum(best2.to(tl.float32), 1)
+        excess = excess / tl.maximum(ties, 1.0)
+        ds -= tl.where(best, excess[:, None], 0.0)
+        if TAIL > 0:
+            ds2 -= tl.where(best2, excess[:, None], 0.0)
+    if NEED_SLOPE:
+        moment = tl.sum(ds * _distance(rows, offset, first, BN), 1)
+        if TAIL > 0:
+            moment += tl.sum(ds2 * _distance(rows, offset, second, TAIL), 1)
+        tl.store(D_SLOPE + out, -moment, mask=valid)
+    rest = tl.zeros_like(reference)
+    if EUCLIDEAN:
+        # Neither distance zero nor its clamp has a gradient.
+        rest = tl.sum(tl.where(raw < 0, 0.0, ds), 1)
+        ds = tl.where(raw < 0, ds, 0.0)
+        moment = tl.sum(ds * raw, 1)
+        if TAIL > 0:
+            rest += tl.sum(tl.where(raw2 < 0, 0.0, ds2), 1)
+            ds2 = tl.where(raw2 < 0, ds2, 0.0)
+            moment += tl.sum(ds2 * raw2, 1)
+        if NEED_SCALE:
+            tl.store(D_SCALE + out, moment, mask=valid)
+    dq, sums = _into_queries(tl.zeros([RM, DP], tl.float32), tl.zeros_like(reference), ds, k, PRECISION)
+    if TAIL > 0:
+        dq, sums = _into_queries(dq, sums, ds2, k2, PRECISION)
+    if RULE != 2:
+        dq -= (sums + rest)[:, None] * centre
+        sums = -rest
+    if EUCLIDEAN:
+        dq -= sums[:, None] * q.to(tl.float32)
+    elif NEED_SCALE:
+        # Σ dz (q·k) over the keys.
+        tl.store(D_SCALE + out, tl.sum(dq * q.to(tl.float32), 1), mask=valid)
+    dq *= scale[:, None]
+    cols = tl.arange(0, DP)
+    ptr = D_Q + out[:, None] * D + cols[None, :]
+    tl.store(ptr, dq.to(D_Q.dtype.element_ty), mask=valid[:, None] & (cols < D)[None, :])
+    if not UNIFORM:
+        ds *= scale[:, None]
+    dk, total_k = _into_keys(dk, total_k, ds, q, PRECISION)
+    if TAIL > 0:
+        if not UNIFORM:
+            ds2 *= scale[:, None]
+        dk2, total_k2 = _into_keys(dk2, total_k2, ds2, q, PRECISION)
+    return dk, dv, total_k, dk2, dv2, total_k2
+
+
 @entry
 def short_backward(
     Q, K, V, GRAD, SCALE, SLOPES, LEVEL, D_Q, D_K, D_V, D_SCALE, D_SLOPE, SEED,
@@ -395,10 +562,10 @@ def short_backward(
     second = first + BN
     k = clean(load_rows(K, first, k_l, k_len, BN, D, DP, False))
     v = clean(load_rows(V, first, v_l, k_len, BN, E, EP, False))
-    cols = tl.arange(0, DP)
     dk = tl.zeros([BN, DP], tl.float32)
     dv = tl.zeros([BN, EP], tl.float32)
     total_k = tl.zeros([BN], tl.float32)
+    k2, v2, dk2, dv2, total_k2 = k, v, dk, dv, total_k
     if TAIL > 0:
         k2 = clean(load_rows(K, second, k_l, k_len, TAIL, D, DP, False))
         v2 = clean(load_rows(V, second, v_l, k_len, TAIL, E, EP, False))
@@ -410,133 +577,21 @@ def short_backward(
         slope = tl.load(SLOPES + b * a_b + h * a_h)
     for block in range(blocks):
         start = first + block * RM
-        rows, valid, q, scale, bad_q = _row_block(
-            Q, SCALE, b, h, start, q_len, q_b, q_h, q_l, s_b, s_h, s_l, D, DP, RM, EVEN, UNIFORM
-        )
-        out = head.to(tl.int64) * q_len + rows
-        level = tl.load(LEVEL + out, mask=valid, other=float("-inf"))
-        dead = level == float("-inf")
-        grad = load_rows(GRAD + b.to(tl.int64) * g_b + h.to(tl.int64) * g_h, start, g_l, q_len, RM, E, EP, EVEN)
-        # All else of such a row is finite, and all of its gradients are sums of products with this.
-        grad = tl.where(dead[:, None], 0.0, grad).to(v.dtype)
-        z, raw = _scores(q, k, scale, slope, rows, first, k_len, left, right, offset, BN, EUCLIDEAN, ALIBI, PRECISION)
-        z2 = z
-        reference = tl.max(z, 1)
-        if TAIL > 0:
-            z2, raw2 = _scores(
-                q, k2, scale, slope, rows, second, k_len, left, right, offset, TAIL, EUCLIDEAN, ALIBI, PRECISION
-            )
-            reference = tl.maximum(reference, tl.max(z2, 1))
-        reference = tl.where(reference > float("-inf"), reference, 0.0)
-        gain = tl.zeros_like(reference) + 1.0
-        if RULE == 4:
-            p, p2 = _members(z, z2, level, reference, near, SMOOTH, TAIL)
-            r = p
-            r2 = p2
-            if not SMOOTH:
-                r = tl.zeros_like(p)
-                r2 = tl.zeros_like(p2)
+        if (TAIL > 0) & (tl.minimum(start + RM, q_len) + right > BN):
+            dk, dv, total_k, dk2, dv2, total_k2 = _gradients(
+                dk, dv, total_k, dk2, dv2, total_k2, k, v, k2, v2, start, first, second, b, h, head, slope,
+                Q, GRAD, SCALE, LEVEL, D_Q, D_SCALE, D_SLOPE, SEED, q_b, q_h, q_l, g_b, g_h, g_l, s_b, s_h, s_l,
+                q_len, k_len, left, right, offset, order, drop, near, D, DP, E, EP, RM, BN, TAIL, EVEN,
+                PROFILE, SLOPE, RULE, EMPTY, POWER, SMOOTH, EUCLIDEAN, ALIBI, UNIFORM, DROPOUT, NEED_SCALE, NEED_SLOPE, PRECISION,
+            )  # fmt: skip
         else:
-            factor, begin, gain, pivot, blur = _units(q, reference, scale, order, EUCLIDEAN, RULE, EMPTY, POWER)
-            if RULE != 0:
-                level = begin
-            level = tl.where(dead, 0.0, level)
-            p, r = _weights(z, factor, level, pivot, order, PROFILE, SLOPE, RULE)
-            if TAIL > 0:
-                p2, r2 = _weights(z2, factor, level, pivot, order, PROFILE, SLOPE, RULE)
-        total = tl.sum(p, 1)
-        g = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        if DROPOUT:
-            keep = kept(SEED, head, rows, first, drop, BN, False)
-            g *= keep
-        delta = tl.sum(r * g, 1) if RULE == 0 else tl.sum(p * g, 1)
-        bulk = tl.sum(r, 1)
-        if TAIL > 0:
-            total += tl.sum(p2, 1)
-            g2 = tl.dot(grad, tl.trans(v2), input_precision=PRECISION)
-            if DROPOUT:
-                keep2 = kept(SEED, head, rows, second, drop, TAIL, False)
-                g2 *= keep2
-            delta += tl.sum(r2 * g2, 1) if RULE == 0 else tl.sum(p2 * g2, 1)
-            bulk += tl.sum(r2, 1)
-        share = 1.0 / tl.maximum(total, 1e-30)
-        if RULE == 0:
-            delta = delta / tl.maximum(bulk, 1e-30)
-        else:
-            delta *= share
-            gain *= share
-        if RULE == 1 or RULE == 2:
-            # One key with all weight has no gradient but to its value.
-            full = 1.0000002 * PROFILE(tl.maximum(level, 0.0), order)
-            gain = tl.where(total <= full, 0.0, gain)
-        p = (p * share[:, None]).to(grad.dtype)
-        # The gradient of a row's scores adds up to zero: from a mean of the keys on, products with it lose no digits.
-        centre = tl.dot(p, k, input_precision=PRECISION)
-        if DROPOUT:
-            p = (p * keep).to(grad.dtype)
-        dv = tl.dot(tl.trans(p), grad, dv, input_precision=PRECISION)
-        ds = r * (g - delta[:, None])
-        if RULE != 0:
-            ds *= gain[:, None]
-        excess = tl.sum(ds, 1)
-        if TAIL > 0:
-            p2 = (p2 * share[:, None]).to(grad.dtype)
-            centre = tl.dot(p2, k2, centre, input_precision=PRECISION)
-            if DROPOUT:
-                p2 = (p2 * keep2).to(grad.dtype)
-            dv2 = tl.dot(tl.trans(p2), grad, dv2, input_precision=PRECISION)
-            ds2 = r2 * (g2 - delta[:, None])
-            if RULE != 0:
-                ds2 *= gain[:, None]
-            excess += tl.sum(ds2, 1)
-        if RULE == 1:
-            best = z >= (reference - blur)[:, None]
-            ties = tl.sum(best.to(tl.float32), 1)
-            if TAIL > 0:
-                best2 = z2 >= (reference - blur)[:, None]
-                ties += tl.sum(best2.to(tl.float32), 1)
-            excess = excess / tl.maximum(ties, 1.0)
-            ds -= tl.where(best, excess[:, None], 0.0)
-            if TAIL > 0:
-                ds2 -= tl.where(best2, excess[:, None], 0.0)
-        if NEED_SLOPE:
-            moment = tl.sum(ds * _distance(rows, offset, first, BN), 1)
-            if TAIL > 0:
-                moment += tl.sum(ds2 * _distance(rows, offset, second, TAIL), 1)
-            tl.store(D_SLOPE + out, -moment, mask=valid)
-        rest = tl.zeros_like(reference)
-        if EUCLIDEAN:
-            # Neither distance zero nor its clamp has a gradient.
-            rest = tl.sum(tl.where(raw < 0, 0.0, ds), 1)
-            ds = tl.where(raw < 0, ds, 0.0)
-            moment = tl.sum(ds * raw, 1)
-            if TAIL > 0:
-                rest += tl.sum(tl.where(raw2 < 0, 0.0, ds2), 1)
-                ds2 = tl.where(raw2 < 0, ds2, 0.0)
-                moment += tl.sum(ds2 * raw2, 1)
-            if NEED_SCALE:
-                tl.store(D_SCALE + out, moment, mask=valid)
-        dq, sums = _into_queries(tl.zeros([RM, DP], tl.float32), tl.zeros_like(reference), ds, k, PRECISION)
-        if TAIL > 0:
-            dq, sums = _into_queries(dq, sums, ds2, k2, PRECISION)
-        if RULE != 2:
-            dq -= (sums + rest)[:, None] * centre
-            sums = -rest
-        if EUCLIDEAN:
-            dq -= sums[:, None] * q.to(tl.float32)
-        elif NEED_SCALE:
-            # Σ dz (q·k) over the keys.
-            tl.store(D_SCALE + out, tl.sum(dq * q.to(tl.float32), 1), mask=valid)
-        dq *= scale[:, None]
-        ptr = D_Q + out[:, None] * D + cols[None, :]
-        tl.store(ptr, dq.to(D_Q.dtype.element_ty), mask=valid[:, None] & (cols < D)[None, :])
-        if not UNIFORM:
-            ds *= scale[:, None]
-        dk, total_k = _into_keys(dk, total_k, ds, q, PRECISION)
-        if TAIL > 0:
-            if not UNIFORM:
-                ds2 *= scale[:, None]
-            dk2, total_k2 = _into_keys(dk2, total_k2, ds2, q, PRECISION)
+            # No query of the block sees the tail.
+            dk, dv, total_k, dk2, dv2, total_k2 = _gradients(
+                dk, dv, total_k, dk2, dv2, total_k2, k, v, k2, v2, start, first, second, b, h, head, slope,
+                Q, GRAD, SCALE, LEVEL, D_Q, D_SCALE, D_SLOPE, SEED, q_b, q_h, q_l, g_b, g_h, g_l, s_b, s_h, s_l,
+                q_len, k_len, left, right, offset, order, drop, near, D, DP, E, EP, RM, BN, 0, EVEN,
+                PROFILE, SLOPE, RULE, EMPTY, POWER, SMOOTH, EUCLIDEAN, ALIBI, UNIFORM, DROPOUT, NEED_SCALE, NEED_SLOPE, PRECISION,
+            )  # fmt: skip
     factor = 1.0
     if UNIFORM:
         factor = tl.load(SCALE + b.to(tl.int64) * s_b + h.to(tl.int64) * s_h)
