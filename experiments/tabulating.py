@@ -48,12 +48,14 @@ def rows_of(
     found: dict[tuple[str, str, str, int], dict[int, Mapping[str, Any]]] = {}
     for run in planned:
         record = known.get(identity(run))
-        for test in record["evaluations"] if record is not None else ():
+        if record is None:
+            continue
+        for test in record["evaluations"]:
             length = test["length"]
             if (
                 test["split"] == "test"
                 and length in study.lengths(run)
-                and test["sequences"] >= study.sequences(length)
+                and test["sequences"] >= study.wanted("test", length, record["evaluations"])
             ):
                 key = (run.task.name, run.model.name, method_of(run), length)
                 found.setdefault(key, {})[run.seed] = {**test, **_of_heads(record, length)}

@@ -191,6 +191,32 @@ def test_a_test_of_too_few_sequences_is_no_result(
     assert study.command(["tables", str(trained), "--results", str(tmp_path)]) == 2
 
 
+def test_few_sequences_are_enough_above_a_length_at_which_none_is_right() -> None:
+    import testing
+
+    tests = testing.Study(lengths=lambda run: (), sequences=lambda length: 1_000 if length < 64 else 200, few=100)
+
+    def of(split: str, length: int, exact: float, sequences: int) -> dict[str, Any]:
+        return {"split": split, "length": length, "exact_match": exact, "sequences": sequences}
+
+    none = of("test", 16, 0.0, 1_000)
+    for before, wanted in (
+        ([], 1_000),
+        ([of("test", 16, 0.001, 1_000)], 1_000),
+        ([none], 100),
+        # Not all sequences, another split, a longer length.
+        ([of("test", 16, 0.0, 999)], 1_000),
+        ([of("validation", 16, 0.0, 1_000)], 1_000),
+        ([of("test", 64, 0.0, 200)], 1_000),
+        # What few sequences say of a length in between does not count, but what all say of a shorter one does.
+        ([none, of("test", 24, 0.0, 100)], 100),
+    ):
+        assert tests.wanted("test", 32, before) == wanted
+    assert tests.wanted("test", 64, [none]) == 100
+    assert tests.wanted("validation", 32, [none]) == 1_000
+    assert dataclasses.replace(tests, few=None).wanted("test", 32, [none]) == 1_000
+
+
 def test_what_is_tested_is_not_tested_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.command(["test", str(trained)]) == 0
     assert capsys.readouterr().out == ""
