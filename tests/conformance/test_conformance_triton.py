@@ -161,20 +161,23 @@ def test_contents(content: str, kind: Case) -> None:
             verify(case)
 
 
+# A test each: every one compiles all kernels anew.
+BEYOND = [
+    {"q_len": 130, "k_len": 400},
+    {"q_len": 300, "k_len": 300, "is_causal": True, "scale": "query"},
+    {"q_len": 513, "k_len": 513, "is_causal": True},
+    {"q_len": 400, "k_len": 260, "window": (40, 3), "alibi": "head", "scale": "head"},
+    {"q_len": 64, "k_len": 385, "mask": "float_inf"},
+    {"q_len": 3, "k_len": 600, "mask": "padding", "scale": "scalar"},
+]
+
+
 @each_kind
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_lengths_beyond_one_tile(dtype: torch.dtype, kind: Case) -> None:
+@pytest.mark.parametrize("lengths", BEYOND, ids=lambda given: str(Case(**given)))
+def test_lengths_beyond_one_tile(lengths: dict, dtype: torch.dtype, kind: Case) -> None:
     """Several blocks of queries and tiles of keys, so sparse that whole tiles carry no weight."""
-    base = kind.but(batch=1, heads=2, key_heads=1, size=16, spread=1.5, dtype=dtype)
-    for q_len, k_len, extra in (
-        (130, 400, {}),
-        (300, 300, {"is_causal": True, "scale": "query"}),
-        (513, 513, {"is_causal": True}),
-        (400, 260, {"window": (40, 3), "alibi": "head", "scale": "head"}),
-        (64, 385, {"mask": "float_inf"}),
-        (3, 600, {"mask": "padding", "scale": "scalar"}),
-    ):
-        verify(base.but(q_len=q_len, k_len=k_len, **extra))
+    verify(kind.but(batch=1, heads=2, key_heads=1, size=16, spread=1.5, dtype=dtype, **lengths))
 
 
 @each_kind

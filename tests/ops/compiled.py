@@ -1,6 +1,6 @@
 """Compiles the fused GPU kernels for sm_90 on a machine without a GPU: ``python tests/ops/compiled.py [CASE ...]``.
 
-Prints a line per kernel: the case, its name, and the number of matrix instructions of a warp group.
+Prints a line per kernel: the case, its name, the number of matrix instructions of a warp group, and of those in TF32.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from triton.runtime.jit import JITFunction
 
 import epan
 from epan.masks import Masking
-from epan.ops.triton.launch import Problem, backward, forward
-from epan.ops.triton.short_sequences import short_backward_pass, short_forward_pass
+from epan.normalizations import Normalization
+from epan.ops.triton.launch import Problem
+from epan.ops.triton.schedules import backward, forward
 
 TYPES = {
     torch.float32: "*fp32",
@@ -56,20 +57,33 @@ def compile_only(self: Any, *args: Any, grid: Any = None, warmup: bool = False, 
         signature[parameter.name] = kind
     source = ASTSource(fn=self, signature=signature, constexprs=constants, attrs=hints)
     kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    print(case, self.__name__, kernel.asm["ptx"].count("wgmma.mma_async"), flush=True)
+    code = kernel.asm["ptx"]
+    print(case, self.__name__, code.count("wgmma.mma_async"), code.count(".tf32."), flush=True)
 
 
-def go(name: str, kernel: str, rule: str, size: int, *, euclidean: bool = False, slopes: bool = False) -> None:
+def go(
+    name: str,
+    kernel: str,
+    rule: str | Normalization,
+    size: int,
+    *,
+    euclidean: bool = False,
+    slopes: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    forward_only: bool = False,
+) -> None:
     global case
     case = name
     length, heads = 512, 2
-    q, k, v, grad = (torch.zeros(1, heads, length, size, dtype=torch.bfloat16) for _ in range(4))
+    q, k, v, grad = (torch.zeros(1, heads, length, size, dtype=dtype) for _ in range(4))
     scale, seed = torch.full((), 0.1).expand(1, heads, length), torch.zeros((), dtype=torch.long)
     alibi = torch.ones(1, heads, 1, 1) if slopes else None
     masking = Masking(length, length, None, None, 0, alibi)
     plain = not slopes
     problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), euclidean, 0.0, plain)
     found = forward(problem, q, k, v, scale, seed, slopes)
+    if forward_only:
+        return
     needs = {"q", "k", "v"} | ({"scale", "slopes"} if slopes else set())
     backward(problem, grad, q, k, v, scale, seed, found.out, found.saved, needs)
 
@@ -83,8 +97,8 @@ def go_short(name: str, kernel: str, rule: str | epan.Nearest) -> None:
     scale, seed = torch.full((1, heads, 1), 0.1).expand(1, heads, length), torch.zeros((), dtype=torch.long)
     masking = Masking(length, length, None, None, 0, torch.ones(1, heads, 1, 1))
     problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), False, 0.1, False)
-    found = short_forward_pass(problem, q, k, v, scale, seed)
-    short_backward_pass(problem, grad, q, k, v, scale, seed, found.saved, {"q", "k", "v", "scale"})
+    found = forward(problem, q, k, v, scale, seed, False)
+    backward(problem, grad, q, k, v, scale, seed, found.out, found.saved, {"q", "k", "v", "scale"})
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -94,6 +108,11 @@ CASES: dict[str, Callable[[], None]] = {
     "short": lambda: go_short("short", "biweight", "adaptive"),
     "short-nearest": lambda: go_short("short-nearest", "gaussian", epan.Nearest(k=16)),
     "fixed": lambda: go("fixed", "triweight", "fixed", 64, euclidean=True),
+    "float32-16": lambda: go("float32-16", "biweight", "adaptive", 16, dtype=torch.float32, forward_only=True),
+    "float32-64": lambda: go("float32-64", "biweight", "adaptive", 64, dtype=torch.float32),
+    "float32-128": lambda: go("float32-128", "biweight", "adaptive", 128, dtype=torch.float32),
+    "nearest-64": lambda: go("nearest-64", "gaussian", epan.Nearest(k=4), 64, dtype=torch.float32),
+    "nearest-128": lambda: go("nearest-128", "gaussian", epan.Nearest(k=4), 128, dtype=torch.float32),
 }
 
 if __name__ == "__main__":

@@ -125,6 +125,18 @@ def leaves_out_tiles(kind: str, fused: Attention, eager: Attention) -> None:
     conformance.reports_statistics(fused, case.but(k_len=60), eager)
 
 
+def moves_nothing_alone(kind: str, fused: Attention, eager: Attention) -> None:
+    """One key that has all the weight of its query: only its value has a gradient, and all others are exactly zero."""
+    for changes in (
+        {"window": (1, -1)},
+        {"window": (1, -1), "alibi": "head", "scale": "query", "mask": "float"},
+        # Of many keys in sight all are far below the best one.
+        {"spread": 200.0, "scale": "query"},
+    ):
+        case = KINDS[kind].but(dtype=torch.float32, batch=1, heads=1, **changes)
+        conformance.gradients_agree_with_formula(fused, case, eager)
+
+
 def tells(kind: str, fused: Attention, eager: Attention) -> None:
     case = KINDS[kind].but(dtype=torch.float32, heads=1)
     conformance.reports_statistics(fused, case.but(mask="some_rows", scale="head"), eager)
@@ -334,7 +346,7 @@ def _items() -> dict[str, Callable[[Attention, Attention], None]]:
     for kind in KINDS:
         items[f"{kind}-agrees"] = functools.partial(agrees, kind)
     for kind in SCHEDULES:
-        for check in (leaves_out_tiles, tells, sees):
+        for check in (leaves_out_tiles, moves_nothing_alone, tells, sees):
             items[f"{kind}-{check.__name__}"] = functools.partial(check, kind)
     # One of each way to the threshold: the others go the same.
     for kind in ("biweight", "fixed", "nearest-gaussian"):

@@ -27,6 +27,20 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+PRODUCTS = {"sweep", "attend", "by_rows", "by_columns"}
+
+
+def compiled(*names: str) -> list[list[str]]:
+    """What ``compiled.py`` prints about cases."""
+    # A compiler, and so a process of its own beside the interpreter's.
+    command = [sys.executable, "-W", "ignore", str(HERE / "compiled.py"), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {case for case, *_ in lines} == set(names)
+    return lines
+
+
 def check(scripts: Scripts, group: str) -> None:
     said = scripts.run("interpreted.py", *GROUPS[group])
     assert [line.split()[1] for line in said.splitlines() if line.startswith("passed")] == GROUPS[group]
@@ -51,17 +65,29 @@ def test_on_a_gpu(name: str) -> None:
     ids=" ".join,
 )
 def test_every_kernel_compiles_for_hopper(names: tuple[str, ...]) -> None:
-    # A compiler, and so a process of its own beside the interpreter's.
-    command = [sys.executable, "-W", "ignore", str(HERE / "compiled.py"), *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    lines = [line.split() for line in done.stdout.splitlines()]
-    found = {(name, case) for case, name, *_ in lines}
-    products = {"sweep", "attend", "by_rows", "by_columns"}
-    assert {case for case, *_ in lines} == set(names)
-    assert {name for name, _ in found} >= products | {"prepare"}
+    lines = compiled(*names)
+    assert {name for _, name, *_ in lines} >= PRODUCTS | {"prepare"}
     # The products go through the warp-group matrix instructions of that chip.
-    assert all(int(count) > 0 for _, name, count in lines if name in products)
+    assert all(int(count) > 0 for _, name, count, _ in lines if name in PRODUCTS)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("float32-16",), False),
+        pytest.param(("float32-64", "nearest-64"), False, marks=pytest.mark.slow),
+        pytest.param(("float32-128", "nearest-128"), True, marks=pytest.mark.slow),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else str(given),
+)
+def test_products_of_float32_are_plain_up_to_64(names: tuple[str, ...], parts: bool) -> None:
+    """Three TF32 parts per number are not as accurate, and serve only where rows are wider."""
+    lines = [line for line in compiled(*names) if line[1].removeprefix("nearest_") in PRODUCTS]
+    assert {case for case, *_ in lines} == set(names)
+    for _, name, of_warp_groups, of_tf32 in lines:
+        assert int(of_warp_groups) == 0, f"{name} is at the mercy of the assembler"
+        assert (int(of_tf32) > 0) == parts, f"{name} has {of_tf32} products in TF32"
 
 
 @needs_triton

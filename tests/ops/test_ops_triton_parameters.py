@@ -175,7 +175,7 @@ def test_the_table_in_force_is_what_a_launch_gets(tuning: Any, path: Path) -> No
     for kernel, size, dtype in (("sweep", 128, "bfloat16"), ("attend", 80, "float16"), ("by_columns", 64, "float32")):
         assert given(kernel, size, parameters.DTYPES[dtype]) == table[f"{kernel}/{size}/{dtype}"]
     assert given("attend", 80, torch.float16) == launch.TUNED["attend"][128]
-    assert given("attend", 64, torch.float32) == launch.TUNED_WIDE["attend"]
+    assert given("attend", 64, torch.float32) == launch.TUNED_WIDE["attend"][64]
 
 
 def test_a_measurement_runs_its_candidate_and_leaves_no_trace(tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:

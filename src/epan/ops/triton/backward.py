@@ -142,7 +142,7 @@ def _row_step(
     if RULE == 1 or RULE == 2:
         if EXACT:
             mean += tl.sum(PROFILE(tl.maximum(u, 0.0), order) * g, 1)
-    if RULE != 0:
+    if RULE != 0 or q.dtype == tl.float32:
         r *= gain[:, None]
     t = r * g
     if EXACT:
@@ -257,8 +257,8 @@ def _rows(
         reach = tl.load(REACH + out, mask=valid, other=1.0)
     factor, start_level, gain = row_units(scale, reach, order, GENERAL, RULE, EMPTY, POWER)
     divisor = tl.load(DIVISOR + out, mask=valid, other=1.0)
-    if RULE != 0:
-        # A negative divisor marks a row whose one key has all weight.
+    if RULE != 0 or q.dtype == tl.float32:
+        # A negative divisor marks a row whose one key has all weight; to float32 gradients it says so under every rule.
         gain = tl.where(divisor > 0, gain / divisor, 0.0)
         divisor = tl.abs(divisor)
     grad = load_rows(GRAD + b.to(tl.int64) * g_b + h.to(tl.int64) * g_h, part * HM, g_l, q_len, HM, E, EP, EVEN)
@@ -365,6 +365,8 @@ def _rows(
     if RULE == 3:
         low = level - tl.log(divisor)
         coefficient = share
+        if q.dtype == tl.float32:
+            coefficient = tl.where(gain > 0, share, 0.0)
     if RULE == 1 or RULE == 2:
         if POWER:
             share = tl.exp2(-tl.log2(divisor) / order)
@@ -377,7 +379,7 @@ def _rows(
         coefficient *= scale
     tl.store(COEF + out, tl.where(dead, float("-inf"), low), mask=valid)
     tl.store(COEF + all_rows + out, tl.where(dead, 0.0, delta * coefficient), mask=valid)
-    if RULE == 1 or RULE == 2 or not UNIFORM:
+    if RULE == 1 or RULE == 2 or not UNIFORM or q.dtype == tl.float32:
         # A huge factor times any score, added to the level of −∞, would be NaN.
         tl.store(COEF + 2 * all_rows + out, tl.where(dead, 1.0, factor * share), mask=valid)
         tl.store(COEF + 3 * all_rows + out, tl.where(dead, 0.0, coefficient), mask=valid)
@@ -456,7 +458,7 @@ def _column_step(
     COEF += head.to(tl.int64) * q_len + rows
     level = tl.load(COEF, mask=valid, other=float("-inf"))
     reference = tl.load(REFERENCE + head.to(tl.int64) * q_len + rows, mask=valid, other=0.0)
-    if RULE == 1 or RULE == 2 or not UNIFORM:
+    if RULE == 1 or RULE == 2 or not UNIFORM or q.dtype == tl.float32:
         factor = tl.load(COEF + 2 * all_rows, mask=valid, other=1.0)
     else:
         factor = row_factor(scale, order, GENERAL, RULE)
@@ -493,7 +495,7 @@ def _column_step(
             g = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             g *= factor_d
-        if RULE == 1 or RULE == 2 or not UNIFORM:
+        if RULE == 1 or RULE == 2 or not UNIFORM or q.dtype == tl.float32:
             g *= over_rows(tl.load(COEF + 3 * all_rows, mask=valid, other=0.0), T)
         ds = r * (g - over_rows(shift, T))
         if RULE == 1:

@@ -242,11 +242,11 @@ def sweep(
 
 @triton.jit
 def _weights(u, order, PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, STATS: tl.constexpr):
-    """(φ, Σφ, Σφ', number of keys with weight where it is asked for)."""
+    """(φ, Σφ, Σφ', number of keys with weight where it is asked for); of the Gaussian Σφ, keys with weight, keys in sight."""
     if RULE == 3:
         p = tl.exp(u)
         f = tl.sum(p, 1)
-        return p, f, f, tl.sum((u > float("-inf")).to(tl.float32), 1)
+        return p, f, tl.sum((p > 0).to(tl.float32), 1), tl.sum((u > float("-inf")).to(tl.float32), 1)
     else:
         base = tl.maximum(u, 0.0)
         p = PROFILE(base, order)
@@ -291,7 +291,9 @@ def _output_step(
         q, k, scale, q_half, K_HALF, BIAS, b_i, b_j, slope, position, lo, hi, rows, tile * BN, q_len, k_len,
         BN, GENERAL, EUCLIDEAN, BIAS_KIND, ALIBI, EDGE, False, PRECISION,
     )  # fmt: skip
-    p, x, y, w = _weights(argument(z, reference, factor, level, RULE, False), order, PROFILE, SLOPE, RULE, STATS)
+    p, x, y, w = _weights(
+        argument(z, reference, factor, level, RULE, False), order, PROFILE, SLOPE, RULE, STATS or q.dtype == tl.float32
+    )
     if RULE == 1 or RULE == 2:
         # The output is divided by the sum of what the product takes, so that what rounding does to all weights cancels
         # out: dO·O has to be the mean of dO·v, or an offset that the values share would show in the gradients.
@@ -505,6 +507,12 @@ def attend(
         if RULE == 2:
             # In the backward pass, too, that key has all weight, however its score is rounded there: it is cut at the level.
             tl.store(REFERENCE + out, tl.where(alone & live, pivot - blur, pivot), mask=valid)
+    elif q.dtype == tl.float32:
+        # The same, but for 16-bit gradients, in which what rounding leaves of a zero does not show.
+        alone = g == 1
+        if RULE == 0:
+            alone = size == 1
+        divisor = tl.where(alone & live, -divisor, divisor)
     # Below every support, so that no gradient flows through the row.
     level = tl.where(live, level, float("-inf"))
     reached = tl.zeros([HM], tl.int32)
@@ -544,7 +552,7 @@ def attend(
                 threshold = tl.where(reach > 0, threshold, best - tl.maximum(tl.abs(best) * 1.2e-7, 1e-45))
         if RULE == 3:
             threshold = tl.full([HM], float("-inf"), tl.float32)
-            partition = best + tl.log(divisor)
+            partition = best + tl.log(partition)
         some = size > 0
         threshold = tl.where(some, threshold, float("inf"))
         partition = tl.where(some, partition, 0.0)

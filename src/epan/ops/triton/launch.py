@@ -38,13 +38,14 @@ __all__ = [
     "given_tensors",
     "key_of",
     "padded",
+    "product_precision",
     "ranges",
     "saved_like",
     "shipped",
     "strides",
 ]
 
-# Launch parameters: of 16-bit inputs by kernel and largest padded head size, and of float32, whose tiles are small.
+# Launch parameters by kernel and largest padded head size: of 16-bit inputs, and of float32, whose tiles are small.
 TUNED: dict[str, dict[int, dict[str, Any]]] = {
     "prepare": {
         64: {"ROWS": 32, "num_warps": 4, "num_stages": 1},
@@ -73,21 +74,30 @@ TUNED: dict[str, dict[int, dict[str, Any]]] = {
     },
     "merge": {256: {"ROWS": 32, "num_warps": 4, "num_stages": 1}},
 }
-TUNED_WIDE: dict[str, dict[str, Any]] = {
-    "prepare": {"ROWS": 32, "num_warps": 4, "num_stages": 1},
-    "sweep": {"num_warps": 4, "num_stages": 1},
-    "attend": {"HALVES": 1, "SPLIT": 1, "num_warps": 4, "num_stages": 1},
-    "by_rows": {"HALVES": 1, "SPLIT": 1, "RC": 32, "CC": 32, "num_warps": 4, "num_stages": 1},
-    "by_columns": {"T": True, "HALVES": 1, "SPLIT": 1, "num_warps": 4, "num_stages": 1},
-    "merge": {"ROWS": 32, "num_warps": 4, "num_stages": 1},
+TUNED_WIDE: dict[str, dict[int, dict[str, Any]]] = {
+    "prepare": {256: {"ROWS": 32, "num_warps": 4, "num_stages": 1}},
+    # A plain product needs twice the threads: in the registers of fewer, rows of 64 numbers do not fit.
+    "sweep": {64: {"num_warps": 8, "num_stages": 1}, 256: {"num_warps": 4, "num_stages": 1}},
+    "attend": {
+        64: {"HALVES": 1, "SPLIT": 1, "num_warps": 8, "num_stages": 1},
+        256: {"HALVES": 1, "SPLIT": 1, "num_warps": 4, "num_stages": 1},
+    },
+    "by_rows": {
+        64: {"HALVES": 1, "SPLIT": 1, "RC": 32, "CC": 32, "num_warps": 8, "num_stages": 1},
+        256: {"HALVES": 1, "SPLIT": 1, "RC": 32, "CC": 32, "num_warps": 4, "num_stages": 1},
+    },
+    "by_columns": {
+        64: {"T": True, "HALVES": 1, "SPLIT": 1, "num_warps": 8, "num_stages": 1},
+        256: {"T": True, "HALVES": 1, "SPLIT": 1, "num_warps": 4, "num_stages": 1},
+    },
+    "merge": {256: {"ROWS": 32, "num_warps": 4, "num_stages": 1}},
 }
 
 
 def shipped(name: str, padded_size: int, dtype: torch.dtype) -> dict[str, Any]:
     """The launch parameters that epan brings for a kernel."""
-    if dtype == torch.float32:
-        return TUNED_WIDE[name]
-    return next(config for most, config in TUNED[name].items() if padded_size <= most)
+    by_size = (TUNED_WIDE if dtype == torch.float32 else TUNED)[name]
+    return next(config for most, config in by_size.items() if padded_size <= most)
 
 
 def tile_size(q: Tensor) -> int:
@@ -99,6 +109,8 @@ def tile_size(q: Tensor) -> int:
     return 32
 
 
+# Largest padded head size of products in plain float32.
+MOST_PLAIN = 64
 # Error bar of the 8-bit products, in units of the support, above which the scores are computed instead.
 COARSEST = 0.2
 # The last step of the threshold, relative to Σφ/Σφ', after which a 16-bit output is written, and of float32 and with
@@ -178,6 +190,15 @@ class Arguments:
 def padded(size: int) -> int:
     """The head size as the kernels have it."""
     return max(16, triton.next_power_of_2(size))
+
+
+def product_precision(q: Tensor, v: Tensor) -> str:
+    """How matrix products take numbers of float32; those of 16 bits are exact in either."""
+    if q.dtype != torch.float32:
+        return "tf32"
+    # Three TF32 parts leave several times the error of plain float32, which moves keys across a threshold; wider rows have
+    # too many numbers for the registers of a plain product.
+    return "ieee" if padded(max(q.shape[-1], v.shape[-1])) <= MOST_PLAIN else "tf32x3"
 
 
 def ranges(masking: Masking, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -300,7 +321,7 @@ def _arguments(problem: Problem, given: dict[str, Tensor]) -> Arguments:
         "PACKED": masking.packing is not None, "SIGNED": not problem.plain_scale,
         "UNIFORM": scale.stride(2) == 0, "DROPOUT": problem.dropout_p > 0,
         "LOW": _keeps_rest(problem, q.dtype),
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": product_precision(q, v),
     }  # fmt: skip
     return Arguments(given, numbers, flags)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...kernels import Gaussian
 from ...masks import Masking
 from ...normalizations import Nearest
-from .launch import Arguments, Forward, Problem, added_scores, padded, ranges, strides
+from .launch import Arguments, Forward, Problem, added_scores, padded, product_precision, ranges, strides
 from .nearest_gradients import nearest_by_columns, nearest_by_rows
 from .nearest_kernels import index_tiles, nearest_attend, nearest_sweep
 
@@ -62,7 +62,10 @@ def _tuned(name: str, q: Tensor, v: Tensor) -> dict[str, Any]:
     """The launch parameters of a kernel: fewer warps and copies in flight where rows are wide."""
     tuned = dict(TUNED[name])
     row_bytes = _row_bytes(q, v)
-    if row_bytes > 512 or q.dtype == torch.float32:
+    if product_precision(q, v) == "ieee":
+        # The numbers of a plain product lie in registers, which are more with more threads.
+        tuned["num_warps"] = 8
+    elif row_bytes > 512 or q.dtype == torch.float32:
         tuned["num_warps"] = 4
     if row_bytes > 256 or q.dtype == torch.float32:
         tuned["num_stages"] = 1
@@ -100,7 +103,7 @@ def _arguments(problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor)
     }  # fmt: skip
     flags = {
         "D": size, "DP": padded(size), "BM": rows, "BN": columns, "EVEN": q_len % rows == 0, "EUCLIDEAN": problem.euclidean,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32", **added.flags,
+        "PRECISION": product_precision(q, v), **added.flags,
     }  # fmt: skip
     return Arguments(tensors, numbers, flags)
 
