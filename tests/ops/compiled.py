@@ -96,7 +96,7 @@ def go_short(name: str, kernel: str, rule: str | epan.Nearest) -> None:
     q, k, v, grad = (torch.zeros(1, heads, length, 16, dtype=torch.bfloat16) for _ in range(4))
     scale, seed = torch.full((1, heads, 1), 0.1).expand(1, heads, length), torch.zeros((), dtype=torch.long)
     masking = Masking(length, length, None, None, 0, torch.ones(1, heads, 1, 1))
-    problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), False, 0.1, False)
+    problem = Problem(masking, epan.kernels.get(kernel), epan.normalizations.get(rule), False, 0.1, False, True)
     found = forward(problem, q, k, v, scale, seed, False)
     backward(problem, grad, q, k, v, scale, seed, found.out, found.saved, {"q", "k", "v", "scale"})
 

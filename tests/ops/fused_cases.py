@@ -186,6 +186,46 @@ def short_ties(fused: Attention, eager: Attention) -> None:
     torch.testing.assert_close(weights[0, 0, 0].float(), expected, rtol=1e-3, atol=0)
 
 
+def short_compiles(fused: Attention, eager: Attention) -> None:
+    """The same bits in one graph, also where the mode changes afterwards; the Gaussian does not look at it in the graph."""
+    for kernel in ("gaussian", "biweight"):
+
+        def call(q: Tensor, k: Tensor, v: Tensor, kernel: str = kernel) -> Tensor:
+            return epan.attention(q, k, v, is_causal=True, kernel=kernel, backend="triton")
+
+        tensors = [_draw(1, 2, 20, 16).detach().half().requires_grad_() for _ in range(3)]
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        right = call(*tensors)
+        grads = torch.autograd.grad(right, tensors, torch.ones_like(right))
+        for mode in ("auto", "never"):
+            with epan.ops.triton.short(mode):
+                out = compiled(*tensors)
+                found = torch.autograd.grad(out, tensors, torch.ones_like(out))
+            for got, expected in zip((out, *found), (right, *grads), strict=True):
+                tolerance.assert_equal_bits(got, expected)
+
+
+def short_breaks(fused: Attention, eager: Attention) -> None:
+    """What is not finite is told where a score overflows or the scale is no number, and spoils no other row."""
+    q, k, v = (_draw(1, 1, 5, 4, grad=False).half() for _ in range(3))
+    device = device_of("triton")
+    for options in (
+        {"kernel": "gaussian"},
+        {"kernel": "biweight"},
+        {"kernel": "biweight", "normalization": "anchored"},
+        {"kernel": "biweight", "normalization": "fixed", "similarity": "euclidean"},
+        {"kernel": "gaussian", "normalization": epan.Nearest(k=2)},
+    ):
+        scale = torch.full((1, 1, 5, 1), 0.5, device=device)
+        scale[..., 1, :] = torch.nan
+        scale[..., 3, :] = torch.inf
+        tensors = [t.clone().requires_grad_() for t in (q, k, v)]
+        out = fused(*tensors, scale=scale, **options)
+        assert out.isnan().any(-1)[0, 0].tolist() == [False, True, False, True, False]
+        for grad in torch.autograd.grad(out, tensors, torch.ones_like(out)):
+            assert bool(grad.isfinite().all())
+
+
 def short_drops(fused: Attention, eager: Attention) -> None:
     case = Case(dtype=torch.float16, scale="head", q_len=12, k_len=40, batch=2, heads=2, key_heads=1)
     conformance.drops_weights(fused, case)
@@ -241,12 +281,13 @@ def _arguments(
     dropout_p: float = 0.0,
     right: int | None = None,
     with_stats: bool = True,
+    short: bool = False,
 ) -> tuple[Any, ...]:
     """The arguments of ``epan::triton``."""
     plain = scale is None
     if scale is None:
         scale = torch.full((), 0.5, device=q.device).expand(q.shape[:3])
-    numbers = [kernels.get(kernel).handle, normalizations.get(rule).handle, int(euclidean), int(plain), 0]
+    numbers = [kernels.get(kernel).handle, normalizations.get(rule).handle, int(euclidean), int(plain), 0, int(short)]
     seed = torch.tensor(3, device=q.device) if dropout_p else None
     return (
         q, k, v, scale, mask, slopes, offsets, offsets, seed, numbers, None, right, dropout_p, with_stats,
@@ -279,6 +320,7 @@ def _operator_arguments() -> dict[str, tuple[Any, ...]]:
             slopes=_draw(1, 2, 1, 1),
             dropout_p=0.3,
             with_stats=False,
+            short=True,
         ),
         "nothing": _arguments(_draw(1, 2, 0, 4), _draw(1, 2, 0, 4), _draw(1, 2, 0, 3)),
     }
@@ -358,7 +400,7 @@ def _items() -> dict[str, Callable[[Attention, Attention], None]]:
         items[f"operators-{name}"] = functools.partial(registers, name)
     for kind in KINDS:
         items[f"{kind}-short"] = functools.partial(short, kind)
-    for function in (short_drops, short_ties, hands_over, refuses, compiles):
+    for function in (short_drops, short_ties, short_compiles, short_breaks, hands_over, refuses, compiles):
         items[function.__name__] = function
     return items
 

@@ -130,7 +130,7 @@ def test_every_setting_of_a_call_is_in_its_key() -> None:
         ],
         "kernel": [kernels.Triweight(), kernels.Gaussian()],
         "normalization": [normalizations.Anchored(), normalizations.Fixed(), normalizations.Fixed(empty="zero")],
-        "euclidean": [True], "dropout_p": [0.5], "plain_scale": [False],
+        "euclidean": [True], "dropout_p": [0.5], "plain_scale": [False], "short": [True],
     }  # fmt: skip
     assert set(changes) == set(launch.Problem.__dataclass_fields__)
     q, scale, seed = torch.zeros(1, 2, 8, 16), torch.ones(1, 2, 8), torch.zeros((), dtype=torch.long)

@@ -153,8 +153,8 @@ def attention(
     All masks combine by intersection, biases by sum. A fully masked query gives zero, forward and backward. A non-finite
     key or value makes exactly the queries that may see it NaN. On triton the Gaussian kernel in half precision, without
     masks other than causal ones and without stats, is torch's own flash attention, with its rounding and its treatment
-    of non-finite numbers: one that a query may not see reaches it if both lie in one tile. Not so up to 160 keys with
-    head sizes up to 32: short sequences have kernels of their own.
+    of non-finite numbers: one that a query may not see reaches it if both lie in one tile. Not so for short sequences
+    with head sizes up to 32, which have kernels of their own (:func:`epan.ops.triton.short`).
 
     Returns
     -------

@@ -13,7 +13,7 @@ from ...masks import Masking
 from ...normalizations import Normalization, Stats
 from .launch import Problem, tile_size
 from .operators import fused
-from .short_sequences import before_flash
+from .short_sequences import is_narrow, is_short
 from .softmax import expresses, softmax_attention
 
 __all__ = ["triton_attention"]
@@ -40,12 +40,11 @@ def triton_attention(
     Nothing here waits for the device or copies to it, so that a call may be part of a CUDA graph. Memory beyond inputs
     and outputs: a few numbers per query and a few bytes per tile of 128 × 128 scores.
     """
-    if not (with_stats or isinstance(scale, Tensor)) and expresses(
+    short = not with_stats and is_short(masking, q_BHLD, v_BKSE)
+    if not (with_stats or isinstance(scale, Tensor) or (short and is_narrow(q_BHLD))) and expresses(
         q_BHLD, k_BKSD, v_BKSE, masking, scale, kernel, normalization, euclidean
     ):
-        whole = Problem(masking, kernel, normalization, euclidean, dropout_p, True)
-        if not before_flash(whole, q_BHLD, v_BKSE):
-            return softmax_attention(q_BHLD, k_BKSD, v_BKSE, masking, scale, dropout_p), None
+        return softmax_attention(q_BHLD, k_BKSD, v_BKSE, masking, scale, dropout_p), None
     if dropout_p >= 1:
         # No weight is left, and 1/(1 − p) would have no value; what remains are zeros that belong to the graph.
         v_BKSE, dropout_p = torch.where(v_BKSE.new_zeros((), dtype=torch.bool), v_BKSE, 0.0), 0.0
@@ -60,7 +59,7 @@ def triton_attention(
     if blind:
         masking = _without_first(masking, blind)
         q_BHLD, rows = q_BHLD[:, :, blind:], rows[:, :, blind:]
-    problem = Problem(masking, kernel, normalization, euclidean, dropout_p, plain)
+    problem = Problem(masking, kernel, normalization, euclidean, dropout_p, plain, short)
     out, stats = fused(problem, q_BHLD, k_BKSD, v_BKSE, rows, seed, with_stats)
     return (pad(out, (0, 0, blind, 0)) if blind else out), stats
 

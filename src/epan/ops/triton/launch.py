@@ -147,6 +147,8 @@ class Problem:
     dropout_p: float
     # No scale is negative.
     plain_scale: bool = False
+    # The kernels for short sequences serve it.
+    short: bool = False
 
     @property
     def rule(self) -> int:
@@ -266,6 +268,7 @@ def key_of(problem: Problem, tensors: dict[str, Tensor], *settings: Any) -> tupl
     masking = problem.masking
     return (
         problem.kernel.handle, problem.normalization.handle, problem.euclidean, problem.dropout_p, problem.plain_scale,
+        problem.short,
         masking.left, masking.right, masking.offset, masking.tensor is None, masking.slopes is None, masking.packing is None,
         tensors["Q"].get_device(), parameters.edition(), settings, form(*tensors.values()),
     )  # fmt: skip

@@ -129,7 +129,7 @@ def _settings(problem: Problem) -> tuple[Any, ...]:
     """Offsets of packed sequences, and what is no tensor, as the operators take it: the inverse of :func:`_problem_of`."""
     masking, packing = problem.masking, problem.masking.packing
     handles = problem.kernel.handle, problem.normalization.handle
-    numbers = [*handles, int(problem.euclidean), int(problem.plain_scale), masking.offset]
+    numbers = [*handles, int(problem.euclidean), int(problem.plain_scale), masking.offset, int(problem.short)]
     cu_q, cu_k = (None, None) if packing is None else (packing.cu_q, packing.cu_k)
     return cu_q, cu_k, numbers, masking.left, masking.right, problem.dropout_p
 
@@ -146,7 +146,7 @@ def _problem_of(
     right: int | None,
     dropout_p: float,
 ) -> Problem:
-    kernel, rule, euclidean, plain, offset = numbers
+    kernel, rule, euclidean, plain, offset, short = numbers
     packing = None if cu_q is None or cu_k is None else Packing(cu_q, cu_k)
     masking = Masking(q_len, k_len, mask, left, right, slopes, offset, packing)
     return Problem(
@@ -156,6 +156,7 @@ def _problem_of(
         bool(euclidean),
         dropout_p,
         bool(plain),
+        bool(short),
     )
 
 
@@ -188,7 +189,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
     problem = _problem_of(mask, slopes, cu_q, cu_k, q.shape[2], k.shape[2], numbers, left, right, dropout_p)
     per_query = q.shape[:3] if with_stats else (0,)
     shown = [v.new_empty((*q.shape[:3], v.shape[-1])), *(q.new_empty(per_query, dtype=dtype) for dtype in _STATS)]
-    return [*shown, *(q.new_empty(shape, dtype=dtype) for shape, dtype in saved_like(problem, q, k, v, with_stats))]
+    return [*shown, *(q.new_empty(shape, dtype=dtype) for shape, dtype in saved_like(problem, q, k, v))]
 
 
 @torch.library.custom_op("epan::triton_backward", mutates_args=())

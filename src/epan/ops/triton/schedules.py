@@ -11,7 +11,7 @@ from ...masks import Masking
 from ...normalizations import Nearest
 from . import launch
 from .launch import Forward, Problem, ranges
-from .short_sequences import short_backward_pass, short_forward_pass, short_saved_like, takes
+from .short_sequences import short_backward_pass, short_forward_pass, short_saved_like
 
 __all__ = ["backward", "forward", "saved_like"]
 
@@ -22,7 +22,7 @@ def forward(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, seed: Tensor, with_stats: bool
 ) -> Forward:
     """The output, the statistics if wanted, and what the backward pass needs beside the output."""
-    if not with_stats and takes(problem, q, v):
+    if problem.short:
         return short_forward_pass(problem, q, k, v, scale, seed)
     if not isinstance(problem.normalization, Nearest):
         return launch.forward(problem, q, k, v, scale, seed, with_stats)
@@ -39,9 +39,9 @@ def forward(
     return Forward(out, stats, (*saved, reached))
 
 
-def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor, with_stats: bool) -> Likes:
+def saved_like(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Likes:
     """Shapes and dtypes of the last part of :func:`forward`, a function of the shapes of its inputs."""
-    if not with_stats and takes(problem, q, v):
+    if problem.short:
         return short_saved_like(q)
     if not isinstance(problem.normalization, Nearest):
         return launch.saved_like(problem, q, k, v)
@@ -63,8 +63,7 @@ def backward(
     needs: set[str],
 ) -> dict[str, Tensor]:
     """The gradients of the names in ``needs``: of q, k, v, and in float32 of scale, slopes (B, H, Lq) and all pairs."""
-    if len(saved) == 1:
-        # What the kernels for short sequences leave.
+    if problem.short:
         return short_backward_pass(problem, grad, q, k, v, scale, seed, saved, needs)
     if not isinstance(problem.normalization, Nearest):
         return launch.backward(problem, grad, q, k, v, scale, seed, out, saved, needs)

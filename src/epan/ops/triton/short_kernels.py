@@ -216,7 +216,7 @@ def _row_block(
     Q, SCALE, b, h, start, q_len, q_b, q_h, q_l, s_b, s_h, s_l,
     D: tl.constexpr, DP: tl.constexpr, RM: tl.constexpr, EVEN: tl.constexpr, UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """(rows, which exist, queries with non-finite entries set to zero, scale, which queries had any) of a block."""
+    """(rows, which exist, queries and scale with non-finite entries set to zero, which rows had any) of a block."""
     rows = start + tl.arange(0, RM)
     valid = rows < q_len
     SCALE += b.to(tl.int64) * s_b + h.to(tl.int64) * s_h
@@ -225,7 +225,8 @@ def _row_block(
     else:
         scale = tl.load(SCALE + rows.to(tl.int64) * s_l, mask=valid, other=0.0)
     q = load_rows(Q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, start, q_l, q_len, RM, D, DP, EVEN)
-    return rows, valid, clean(q), scale, _finite_rows(q)
+    bad = tl.maximum(_finite_rows(q), ((scale - scale) != 0).to(tl.int32))
+    return rows, valid, clean(q), clean(scale), bad
 
 
 @triton.jit
@@ -257,12 +258,14 @@ def _output(
     """(output, level) of a block of queries in :func:`short_forward`."""
     k = load_rows(K, first, k_l, k_len, BN, D, DP, False)
     v = load_rows(V, first, v_l, k_len, BN, E, EP, False)
-    reached = _reached(k, v, bad_q, rows, first, k_len, left, right, BN)
-    k = clean(k)
-    v = clean(v)
     slope = 0.0
     if ALIBI:
         slope = tl.load(SLOPES + b * a_b + h * a_h)
+        bad_q = tl.maximum(bad_q, ((slope - slope) != 0).to(tl.int32))
+        slope = tl.where((slope - slope) == 0, slope, 0.0)
+    reached = _reached(k, v, bad_q, rows, first, k_len, left, right, BN)
+    k = clean(k)
+    v = clean(v)
     z, raw = _scores(q, k, scale, slope, rows, first, k_len, left, right, offset, BN, EUCLIDEAN, ALIBI, PRECISION)
     z2 = z
     reference = tl.max(z, 1)
@@ -306,9 +309,14 @@ def _output(
         acc = tl.dot(p2, v2, acc, input_precision=PRECISION)
         total += total2
     live = some & (total > 0)
+    # The best key has weight, unless a score overflowed.
+    strange = total != total
+    if RULE != 2:
+        strange = strange | (some & (total == 0))
     acc = tl.where(live[:, None], acc / tl.where(live, total, 1.0)[:, None], 0.0)
-    acc = tl.where((reached > 0)[:, None], float("nan"), acc)
-    level = tl.where(live & (reached == 0), level, float("-inf"))
+    broken = strange | (reached > 0)
+    acc = tl.where(broken[:, None], float("nan"), acc)
+    level = tl.where(live & (broken == 0), level, float("-inf"))
     return acc, level
 
 
@@ -414,19 +422,24 @@ def _gradients(
     level = tl.load(LEVEL + out, mask=valid, other=float("-inf"))
     dead = level == float("-inf")
     grad = load_rows(GRAD + b.to(tl.int64) * g_b + h.to(tl.int64) * g_h, start, g_l, q_len, RM, E, EP, EVEN)
-    # All else of such a row is finite, and all of its gradients are sums of products with this.
     grad = tl.where(dead[:, None], 0.0, grad).to(v.dtype)
     z, raw = _scores(q, k, scale, slope, rows, first, k_len, left, right, offset, BN, EUCLIDEAN, ALIBI, PRECISION)
+    # Scores of such a row may have overflowed.
+    z = tl.where(dead[:, None], float("-inf"), z)
     z2 = z
     reference = tl.max(z, 1)
     if TAIL > 0:
         z2, raw2 = _scores(
             q, k2, scale, slope, rows, second, k_len, left, right, offset, TAIL, EUCLIDEAN, ALIBI, PRECISION
         )
+        z2 = tl.where(dead[:, None], float("-inf"), z2)
         reference = tl.maximum(reference, tl.max(z2, 1))
     reference = tl.where(reference > float("-inf"), reference, 0.0)
     gain = tl.zeros_like(reference) + 1.0
     if RULE == 4:
+        if EUCLIDEAN:
+            # Sums of squares may be rounded otherwise than in the forward pass, and ties are equality.
+            level = _kth(z, z2, near, TAIL)
         p, p2 = _members(z, z2, level, reference, near, SMOOTH, TAIL)
         r = p
         r2 = p2
@@ -464,8 +477,9 @@ def _gradients(
         gain *= share
     if RULE == 1 or RULE == 2:
         # One key with all weight has no gradient but to its value.
-        full = 1.0000002 * PROFILE(tl.maximum(level, 0.0), order)
-        gain = tl.where(total <= full, 0.0, gain)
+        top = tl.maximum(level, 0.0)
+        alone = (total <= 1.0000002 * PROFILE(top, order)) & (bulk <= 1.0000002 * SLOPE(top, order))
+        gain = tl.where(alone, 0.0, gain)
     p = (p * share[:, None]).to(grad.dtype)
     # The gradient of a row's scores adds up to zero: from a mean of the keys on, products with it lose no digits.
     centre = tl.dot(p, k, input_precision=PRECISION)
@@ -506,11 +520,12 @@ def _gradients(
         # Neither distance zero nor its clamp has a gradient.
         rest = tl.sum(tl.where(raw < 0, 0.0, ds), 1)
         ds = tl.where(raw < 0, ds, 0.0)
-        moment = tl.sum(ds * raw, 1)
+        # A hidden key may be infinitely far.
+        moment = tl.sum(tl.where(ds != 0, ds * raw, 0.0), 1)
         if TAIL > 0:
             rest += tl.sum(tl.where(raw2 < 0, 0.0, ds2), 1)
             ds2 = tl.where(raw2 < 0, ds2, 0.0)
-            moment += tl.sum(ds2 * raw2, 1)
+            moment += tl.sum(tl.where(ds2 != 0, ds2 * raw2, 0.0), 1)
         if NEED_SCALE:
             tl.store(D_SCALE + out, moment, mask=valid)
     dq, sums = _into_queries(tl.zeros([RM, DP], tl.float32), tl.zeros_like(reference), ds, k, PRECISION)
@@ -575,6 +590,7 @@ def short_backward(
     slope = 0.0
     if ALIBI:
         slope = tl.load(SLOPES + b * a_b + h * a_h)
+        slope = tl.where((slope - slope) == 0, slope, 0.0)
     for block in range(blocks):
         start = first + block * RM
         if (TAIL > 0) & (tl.minimum(start + RM, q_len) + right > BN):

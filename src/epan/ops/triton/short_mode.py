@@ -23,9 +23,14 @@ def short(mode: str) -> Iterator[None]:
 
     Parameters
     ----------
-    mode: "auto" where they fit: float16 and bfloat16, up to 256 queries that see up to 160 keys, head sizes up to 64, no mask tensor, no packed sequences, no statistics; "never" leaves them to the kernels for long ones.
+    mode: "auto" where they fit: float16 and bfloat16, up to 256 queries of which none sees a key beyond the 160th, head sizes
+        up to 64, no mask tensor, no packed sequences, no statistics; "never" leaves them to the kernels for long ones.
+        The Gaussian that torch's flash attention computes as well comes here up to head sizes of 32, and goes there with
+        "never", which has other dropout masks and another treatment of non-finite numbers.
 
-    This changes time and rounding, nothing else. It holds for the forward passes that this thread or task starts.
+    Otherwise this changes time and rounding, nothing else. It holds for the forward passes that this thread or task starts;
+    not for those that gradient checkpointing repeats in a thread of its own. A compiled function keeps the mode in which it
+    was compiled.
 
     Raises
     ------
@@ -43,3 +48,7 @@ def short(mode: str) -> Iterator[None]:
 def short_mode() -> str:
     """The mode in force."""
     return _chosen.get()
+
+
+# Read once when a function is compiled: torch.compile cannot trace it.
+short_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]

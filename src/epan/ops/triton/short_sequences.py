@@ -33,17 +33,17 @@ from .plans import Made, Plan
 from .short_kernels import NEAREST, short_backward, short_forward
 from .short_mode import short_mode
 
-__all__ = ["before_flash", "short_backward_pass", "short_forward_pass", "short_saved_like", "takes"]
+__all__ = ["is_narrow", "is_short", "short_backward_pass", "short_forward_pass", "short_saved_like"]
 
 _DTYPES = (torch.float16, torch.bfloat16)
 # What registers hold: keys, and head size at most.
 _KEYS, _SIZE = 160, 64
 # Queries at most: one program works on all of a head in the backward pass.
 _QUERIES = 256
-# Head size up to which Gaussian weights are faster here than in flash attention.
+# Head size up to which Gaussian weights go here in place of flash attention.
 _BEFORE_FLASH = 32
-# Queries of a block and warps: 16 queries a warp, so that no row of scores is spread over warps. Forward and backward, by
-# whether the head is wide. The nearest rule needs the same bits both ways, and takes those of backward.
+# Queries of a block and warps: 16 queries a warp, so that no row of scores is spread over warps, where registers allow it.
+# Forward and backward, by whether the head is wide. The nearest rule needs the same bits both ways, and takes those of backward.
 TUNED = {False: ((64, 4), (32, 2)), True: ((32, 2), (32, 4))}
 _NARROW = 32
 # The last step of the threshold, relative to Σφ/Σφ', after which its error is the square of that.
@@ -57,9 +57,8 @@ def _seen(masking: Masking) -> int:
     return max(0, min(masking.k_len, masking.q_len + masking.right))
 
 
-def takes(problem: Problem, q: Tensor, v: Tensor) -> bool:
-    """Whether the kernels of this file serve a call without statistics."""
-    masking = problem.masking
+def is_short(masking: Masking, q: Tensor, v: Tensor) -> bool:
+    """Whether the kernels of this file are to serve a call without statistics."""
     if q.dtype not in _DTYPES or masking.tensor is not None or masking.packing is not None or short_mode() == "never":
         return False
     if 0 in q.shape or 0 in v.shape or masking.q_len > _QUERIES:
@@ -68,9 +67,9 @@ def takes(problem: Problem, q: Tensor, v: Tensor) -> bool:
     return size <= _SIZE and 0 < _seen(masking) <= _KEYS
 
 
-def before_flash(problem: Problem, q: Tensor, v: Tensor) -> bool:
-    """Whether a call that flash attention expresses is served here."""
-    return q.shape[-1] <= _BEFORE_FLASH and takes(problem, q, v)
+def is_narrow(q: Tensor) -> bool:
+    """Whether the heads are so narrow that Gaussian weights are faster here than in flash attention."""
+    return q.shape[-1] <= _BEFORE_FLASH
 
 
 def short_saved_like(q: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -91,7 +90,7 @@ def _constants(problem: Problem, given: Mapping[str, Tensor]) -> dict[str, Any]:
     masking, kernel, rule = problem.masking, problem.kernel, problem.normalization
     heads, size, value_size = q.shape[1], q.shape[-1], v.shape[-1]
     added = added_scores(masking, q.shape[0], heads, scale)
-    near = rule.k if isinstance(rule, Nearest) else 0
+    near = min(rule.k, k.shape[2]) if isinstance(rule, Nearest) else 0
     # The kernels of the nearest rule have weights of their own; what stands for the profile is not called.
     profile, derivative = kernel.device_profile, kernel.device_derivative
     if profile is None or derivative is None:
