@@ -323,7 +323,7 @@ class Entmax(Rival):
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        Epan("triton"), Epan("triton", "never"), Epan("tiled"), Epan("eager"), Flash2(), Cudnn(), Sdpa(), Flash4(), AdaSplash2(), AdaSplash1(),
-        Flex(), FlexThreshold(), Entmax(),
+        Epan("triton"), Epan("triton", "never"), Epan("tiled"), Epan("eager"), Flash2(), Cudnn(), Sdpa(), Flash4(),
+        AdaSplash2(), AdaSplash1(), Flex(), FlexThreshold(), Entmax(),
     )
 }  # fmt: skip

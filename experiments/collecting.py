@@ -5,7 +5,8 @@ A line of ``records.jsonl`` is one run: what it was (``config``, ``seed``, ``met
 mean of the last ten logged losses in nats; ``tokens_per_second``, median of the later half; ``peak_memory``, bytes on a GPU in
 the steps of the last session; ``losses``, at most 100 pairs of step and loss; ``support``, mean keys per query in training;
 ``bandwidth``, β of each head at the end; ``evaluations``, at the last step, one for each split and length; ``temperatures``,
-tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what the heads look at (``diagnosing``), one for each length. Records from before there were such have none of the last two.
+tests with β multiplied, as rows of ``TEMPERED``; ``attention``, what the heads look at (``diagnosing``), one for each length.
+Records from before there were such have none of the last two.
 """
 
 from __future__ import annotations

@@ -93,11 +93,7 @@ def test_products_of_float32_are_plain_up_to_64(names: tuple[str, ...], parts: b
 @needs_triton
 @pytest.mark.parametrize("case", ["short", pytest.param("short-nearest", marks=pytest.mark.slow)])
 def test_the_kernels_for_short_sequences_compile_for_hopper(case: str) -> None:
-    command = [sys.executable, "-W", "ignore", str(HERE / "compiled.py"), case]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
-    assert found == {(case, "short_forward"), (case, "short_backward")}
+    assert {name for _, name, *_ in compiled(case)} == {"short_forward", "short_backward"}
 
 
 def test_tensors_elsewhere_are_refused() -> None:

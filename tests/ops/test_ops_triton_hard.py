@@ -27,8 +27,9 @@ GROUPS = {
     "nonfinite": ("nonfinite_numbers_stay_in_their_rows",),
 }
 
-# Sums of rounded terms, which float32 does not have, blocks of 128, and the kernels for short sequences. One huge key is here alone: the weights that the
-# backward pass makes again are exact to the rounding of a score in the thousands, which half precision forgives.
+# Sums of rounded terms, which float32 does not have, blocks of 128, and the kernels for short sequences. One huge key is here
+# alone: the weights that the backward pass makes again are exact to the rounding of a score in the thousands, which half
+# precision forgives.
 HALF = (
     "one_huge_key", "packed_sequences", "fully_masked_rows", "equal_keys_cancel", "values_with_an_offset", "gradient_of_the_scale",
     "one_key_has_no_gradient", "eight_bit_products_find_every_tile", "nonfinite_numbers_stay_in_their_rows", "any_strides",

@@ -50,7 +50,8 @@ class RecordingError(Exception):
 
 def _gist(message: str) -> str:
     """The first lines of a message: of a compiler's, the first only says that there is one."""
-    return " ".join(line.strip() for line in [line for line in message.splitlines() if line.strip()][:3])
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:3])
 
 
 class Result(NamedTuple):

@@ -3,7 +3,7 @@
 They need Triton, which CUDA builds of PyTorch bring, and an NVIDIA GPU; without one they run in Triton's interpreter
 (``TRITON_INTERPRET=1``) on tensors of the CPU. Nothing here that needs Triton is imported before it is used.
 
-* ``support.py``: what can be taken, and why not; ``screening.py``: how tiles are found, if that is to be forced.
+* ``support.py``: what can be taken, and why not; ``screening.py``: how tiles are found, if that is to be forced (``modes.py``).
 * ``attention.py``: a call in the form in which a backend is called; ``softmax.py``: the Gaussian through torch's own.
 * ``operators.py``: autograd, and custom operators for torch.compile; ``schedules.py``: which launcher serves a rule.
 * ``launch.py``: shapes, scratch memory and launch parameters of adaptive, anchored and fixed, and of the Gaussian.

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ...kernels import Gaussian, Kernel, RectifiedPolynomial
 from ...masks import Masking
-from ...normalizations import Adaptive, Anchored, Fixed, Normalization
+from ...normalizations import Adaptive, Anchored, Fixed, Nearest, Normalization
 from . import parameters
 from .backward import by_columns, by_rows, merge
 from .forward import attend, sweep
 from .plans import Made, Plan, find, form, keep
 from .prepare import prepare
-from .scores import ADAPTIVE, ANCHORED, FIXED, SMOOTH
+from .scores import ADAPTIVE, ANCHORED, FIXED, NEAREST, SMOOTH
 from .screening import screening
 
 __all__ = [
@@ -36,8 +36,10 @@ __all__ = [
     "device_function",
     "forward",
     "given_tensors",
+    "gradients_of",
     "key_of",
     "padded",
+    "per_key_head",
     "product_precision",
     "ranges",
     "saved_like",
@@ -152,6 +154,8 @@ class Problem:
 
     @property
     def rule(self) -> int:
+        if isinstance(self.normalization, Nearest):
+            return NEAREST
         if isinstance(self.kernel, Gaussian):
             return SMOOTH
         return {Adaptive: ADAPTIVE, Anchored: ANCHORED, Fixed: FIXED}[type(self.normalization)]
@@ -172,7 +176,7 @@ class Problem:
 
     @property
     def order(self) -> float:
-        return 1.0 if self.rule == SMOOTH else float(self.kernel.support)
+        return 1.0 if self.rule in (SMOOTH, NEAREST) else float(self.kernel.support)
 
 
 @dataclass(frozen=True)
@@ -469,11 +473,20 @@ def backward(
         lambda: _backward_made(problem, q, k, v, needs),
         lambda plan, tensors: _start_backward(plan, problem, tensors, needs),
     )  # fmt: skip
+    return gradients_of(tensors, needs, q, k, v)
+
+
+def gradients_of(tensors: Mapping[str, Tensor], needs: set[str], q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """The gradients that a call made, by the names in ``needs``."""
     names = {"q": "D_Q", "k": "D_K", "v": "D_V", "scale": "D_SCALE", "mask": "D_BIAS", "slopes": "D_SLOPE"}
-    found = {name: tensors[names[name]] for name in needs}
-    group = q.shape[1] // k.shape[1]
+    return per_key_head({name: tensors[names[name]] for name in needs}, q, k, v)
+
+
+def per_key_head(found: dict[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """Gradients with those of keys and values, which are per query head, summed up for each key head, in their dtype."""
+    group = q.shape[1] // max(1, k.shape[1])
     for name, like in (("k", k), ("v", v)):
-        if group > 1 and name in needs:
+        if group > 1 and name in found:
             found[name] = found[name].unflatten(1, (-1, group)).sum(2).to(like.dtype)
     return found
 

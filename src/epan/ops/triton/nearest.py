@@ -19,7 +19,7 @@ from torch import Tensor
 from ...kernels import Gaussian
 from ...masks import Masking
 from ...normalizations import Nearest
-from .launch import Arguments, Forward, Problem, added_scores, padded, product_precision, ranges, strides
+from .launch import Arguments, Forward, Problem, added_scores, padded, per_key_head, product_precision, ranges, strides
 from .nearest_gradients import nearest_by_columns, nearest_by_rows
 from .nearest_kernels import index_tiles, nearest_attend, nearest_sweep
 
@@ -262,7 +262,4 @@ def nearest_backward(
                 D_BIAS=found.get("mask", blank), SMOOTH=smooth, NEED_K="k" in of_scores, NEED_V="v" in needs,
                 NEED_BIAS="mask" in of_scores, **_tuned("by_columns", q, v),
             )  # fmt: skip
-    for name in ("k", "v"):
-        if group > 1 and name in needs:
-            found[name] = found[name].unflatten(1, (-1, group)).sum(2)
-    return found
+    return per_key_head(found, q, k, v)

@@ -13,6 +13,7 @@ __all__ = [
     "ADAPTIVE",
     "ANCHORED",
     "FIXED",
+    "NEAREST",
     "SMOOTH",
     "argument",
     "block_tiles",
@@ -27,11 +28,12 @@ __all__ = [
     "rounded",
     "row_factor",
     "row_range",
+    "row_scale",
     "row_units",
     "tile_scores",
 ]
 
-ADAPTIVE, ANCHORED, FIXED, SMOOTH = 0, 1, 2, 3
+ADAPTIVE, ANCHORED, FIXED, SMOOTH, NEAREST = 0, 1, 2, 3, 4
 
 
 @triton.jit
@@ -286,6 +288,16 @@ def kept(SEED, head, rows, start, drop, BN: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
+def row_scale(SCALE, b, h, rows, valid, s_b, s_h, s_l, BM: tl.constexpr, UNIFORM: tl.constexpr):
+    """The scale of BM rows of one head; UNIFORM: one for all."""
+    SCALE += b.to(tl.int64) * s_b + h.to(tl.int64) * s_h
+    if UNIFORM:
+        return tl.zeros([BM], tl.float32) + tl.load(SCALE)
+    else:
+        return tl.load(SCALE + rows.to(tl.int64) * s_l, mask=valid, other=0.0)
+
+
+@triton.jit
 def query_block(
     Q, SCALE, SLOPES, POSITION, b, h, part, rows, q_len, offset,
     q_b, q_h, q_l, s_b, s_h, s_l, a_b, a_h,
@@ -299,11 +311,7 @@ def query_block(
     scale (SIGNED: there may be one) the query changes its sign (TURN) instead.
     """
     valid = rows < q_len
-    SCALE += b.to(tl.int64) * s_b + h.to(tl.int64) * s_h
-    if UNIFORM:
-        scale = tl.zeros([BM], tl.float32) + tl.load(SCALE)
-    else:
-        scale = tl.load(SCALE + rows.to(tl.int64) * s_l, mask=valid, other=0.0)
+    scale = row_scale(SCALE, b, h, rows, valid, s_b, s_h, s_l, BM, UNIFORM)
     q = load_rows(Q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, part * BM, q_l, q_len, BM, D, DP, EVEN)
     sign = 1.0
     if SIGNED and not GENERAL:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 
-from ...errors import unknown_name
+from .modes import Mode
 
 __all__ = ["SCREENS", "screen", "screening"]
 
 SCREENS = ("auto", "always", "never")
-_chosen: ContextVar[str] = ContextVar("epan_triton_screen", default="auto")
+_mode = Mode("screen", SCREENS)
 
 
-@contextmanager
-def screen(mode: str) -> Iterator[None]:
+def screen(mode: str) -> AbstractContextManager[None]:
     """Forces how the fused kernels of the adaptive rule find the tiles with weight, within a ``with`` block.
 
     >>> with epan.ops.triton.screen("never"):
@@ -35,15 +32,9 @@ def screen(mode: str) -> Iterator[None]:
     ------
     EpanError: for an unknown mode.
     """
-    if mode not in SCREENS:
-        raise unknown_name("screen", mode, SCREENS)
-    token = _chosen.set(mode)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return _mode.forced(mode)
 
 
 def screening() -> str:
     """The mode in force."""
-    return _chosen.get()
+    return _mode.in_force()

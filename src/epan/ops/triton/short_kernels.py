@@ -12,16 +12,13 @@ import triton.language as tl
 
 from .assembler import entry
 from .forward import newton, next_level
-from .scores import clean, kept, load_rows, row_units
+from .scores import argument, clean, kept, load_rows, row_scale, row_units
 
-__all__ = ["NEAREST", "short_backward", "short_forward"]
-
-#: The rule of the nearest keys, beside those of ``scores``.
-NEAREST = tl.constexpr(4)
+__all__ = ["short_backward", "short_forward"]
 
 
 @triton.jit
-def _finite_rows(x):
+def _bad_rows(x):
     """1 for each row of x that has an entry that is not finite."""
     return tl.max(((x - x) != 0).to(tl.int32), 1)
 
@@ -144,25 +141,15 @@ def _units(
 
 
 @triton.jit
-def _argument(z, factor, level, pivot, RULE: tl.constexpr):
-    u = level[:, None] + (z - pivot[:, None]) * factor[:, None]
-    if RULE == 2:
-        # The factor of a row without a key in reach is huge.
-        u = tl.minimum(u, level[:, None])
-    if RULE != 3:
-        u = tl.maximum(u, 0.0)
-    return u
-
-
-@triton.jit
 def _weights(z, factor, level, pivot, order, PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr):
     """(φ, φ')."""
-    u = _argument(z, factor, level, pivot, RULE)
+    u = argument(z, pivot, factor, level, RULE, False)
     if RULE == 3:
         p = tl.exp(u)
         return p, p
     else:
-        return PROFILE(u, order), SLOPE(u, order)
+        base = tl.maximum(u, 0.0)
+        return PROFILE(base, order), SLOPE(base, order)
 
 
 @triton.jit
@@ -219,14 +206,22 @@ def _row_block(
     """(rows, which exist, queries and scale with non-finite entries set to zero, which rows had any) of a block."""
     rows = start + tl.arange(0, RM)
     valid = rows < q_len
-    SCALE += b.to(tl.int64) * s_b + h.to(tl.int64) * s_h
-    if UNIFORM:
-        scale = tl.zeros([RM], tl.float32) + tl.load(SCALE)
-    else:
-        scale = tl.load(SCALE + rows.to(tl.int64) * s_l, mask=valid, other=0.0)
+    scale = row_scale(SCALE, b, h, rows, valid, s_b, s_h, s_l, RM, UNIFORM)
     q = load_rows(Q + b.to(tl.int64) * q_b + h.to(tl.int64) * q_h, start, q_l, q_len, RM, D, DP, EVEN)
-    bad = tl.maximum(_finite_rows(q), ((scale - scale) != 0).to(tl.int32))
+    bad = tl.maximum(_bad_rows(q), ((scale - scale) != 0).to(tl.int32))
     return rows, valid, clean(q), clean(scale), bad
+
+
+@triton.jit
+def _alibi_slope(SLOPES, b, h, a_b, a_h, ALIBI: tl.constexpr):
+    """(slope of a head, 1 if it was not finite, then it is zero)."""
+    slope = 0.0
+    bad = 0
+    if ALIBI:
+        slope = tl.load(SLOPES + b * a_b + h * a_h)
+        bad = ((slope - slope) != 0).to(tl.int32)
+        slope = tl.where(bad > 0, 0.0, slope)
+    return slope, bad
 
 
 @triton.jit
@@ -242,14 +237,14 @@ def _taken(p, v, SEED, head, rows, first, drop, BN: tl.constexpr, DROPOUT: tl.co
 @triton.jit
 def _reached(k, v, bad_q, rows, first, k_len, left, right, BN: tl.constexpr):
     """1 where a query is not finite and sees any of these keys, or sees a key or value that is not finite."""
-    bad_k = tl.maximum(_finite_rows(k), _finite_rows(v))
+    bad_k = tl.maximum(_bad_rows(k), _bad_rows(v))
     seen = _seen(rows, first, k_len, left, right, BN)
     return tl.max(tl.where(seen, tl.maximum(bad_k[None, :], bad_q[:, None]), 0), 1)
 
 
 @triton.jit
 def _output(
-    rows, q, scale, bad_q, K, V, SLOPES, SEED, b, h, head, first, second, k_l, v_l, a_b, a_h,
+    rows, q, scale, bad_q, slope, K, V, SEED, head, first, second, k_l, v_l,
     k_len, left, right, offset, order, tolerance, drop, near,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, RM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr,
     PROFILE: tl.constexpr, SLOPE: tl.constexpr, RULE: tl.constexpr, EMPTY: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
@@ -258,11 +253,6 @@ def _output(
     """(output, level) of a block of queries in :func:`short_forward`."""
     k = load_rows(K, first, k_l, k_len, BN, D, DP, False)
     v = load_rows(V, first, v_l, k_len, BN, E, EP, False)
-    slope = 0.0
-    if ALIBI:
-        slope = tl.load(SLOPES + b * a_b + h * a_h)
-        bad_q = tl.maximum(bad_q, ((slope - slope) != 0).to(tl.int32))
-        slope = tl.where((slope - slope) == 0, slope, 0.0)
     reached = _reached(k, v, bad_q, rows, first, k_len, left, right, BN)
     k = clean(k)
     v = clean(v)
@@ -280,7 +270,6 @@ def _output(
         reference = tl.maximum(reference, tl.max(z2, 1))
     some = reference > float("-inf")
     reference = tl.where(some, reference, 0.0)
-    level = tl.zeros_like(reference)
     if RULE == 4:
         level = _kth(z, z2, near, TAIL)
         p, p2 = _members(z, z2, level, reference, near, SMOOTH, TAIL)
@@ -340,6 +329,8 @@ def short_forward(
     rows, valid, q, scale, bad_q = _row_block(
         Q, SCALE, b, h, block * RM, q_len, q_b, q_h, q_l, s_b, s_h, s_l, D, DP, RM, EVEN, UNIFORM
     )
+    slope, bad = _alibi_slope(SLOPES, b, h, a_b, a_h, ALIBI)
+    bad_q = tl.maximum(bad_q, bad)
     K += b.to(tl.int64) * k_b + (h // group).to(tl.int64) * k_h
     V += b.to(tl.int64) * v_b + (h // group).to(tl.int64) * v_h
     # Numbers on the device.
@@ -347,14 +338,14 @@ def short_forward(
     second = first + BN
     if (TAIL > 0) & (tl.minimum(block * RM + RM, q_len) + right > BN):
         acc, level = _output(
-            rows, q, scale, bad_q, K, V, SLOPES, SEED, b, h, head, first, second, k_l, v_l, a_b, a_h,
+            rows, q, scale, bad_q, slope, K, V, SEED, head, first, second, k_l, v_l,
             k_len, left, right, offset, order, tolerance, drop, near, D, DP, E, EP, RM, BN, TAIL,
             PROFILE, SLOPE, RULE, EMPTY, POWER, SMOOTH, EUCLIDEAN, ALIBI, DROPOUT, STEPS, PRECISION,
         )  # fmt: skip
     else:
         # No query of the block sees the tail.
         acc, level = _output(
-            rows, q, scale, bad_q, K, V, SLOPES, SEED, b, h, head, first, second, k_l, v_l, a_b, a_h,
+            rows, q, scale, bad_q, slope, K, V, SEED, head, first, second, k_l, v_l,
             k_len, left, right, offset, order, tolerance, drop, near, D, DP, E, EP, RM, BN, 0,
             PROFILE, SLOPE, RULE, EMPTY, POWER, SMOOTH, EUCLIDEAN, ALIBI, DROPOUT, STEPS, PRECISION,
         )  # fmt: skip
@@ -489,7 +480,6 @@ def _gradients(
     ds = r * (g - delta[:, None])
     if RULE != 0:
         ds *= gain[:, None]
-    excess = tl.sum(ds, 1)
     if TAIL > 0:
         p2 = (p2 * share[:, None]).to(grad.dtype)
         centre = tl.dot(p2, k2, centre, input_precision=PRECISION)
@@ -499,11 +489,12 @@ def _gradients(
         ds2 = r2 * (g2 - delta[:, None])
         if RULE != 0:
             ds2 *= gain[:, None]
-        excess += tl.sum(ds2, 1)
     if RULE == 1:
+        excess = tl.sum(ds, 1)
         best = z >= (reference - blur)[:, None]
         ties = tl.sum(best.to(tl.float32), 1)
         if TAIL > 0:
+            excess += tl.sum(ds2, 1)
             best2 = z2 >= (reference - blur)[:, None]
             ties += tl.sum(best2.to(tl.float32), 1)
         excess = excess / tl.maximum(ties, 1.0)
@@ -587,10 +578,7 @@ def short_backward(
         dk2 = tl.zeros([TAIL, DP], tl.float32)
         dv2 = tl.zeros([TAIL, EP], tl.float32)
         total_k2 = tl.zeros([TAIL], tl.float32)
-    slope = 0.0
-    if ALIBI:
-        slope = tl.load(SLOPES + b * a_b + h * a_h)
-        slope = tl.where((slope - slope) == 0, slope, 0.0)
+    slope, bad = _alibi_slope(SLOPES, b, h, a_b, a_h, ALIBI)
     for block in range(blocks):
         start = first + block * RM
         if (TAIL > 0) & (tl.minimum(start + RM, q_len) + right > BN):

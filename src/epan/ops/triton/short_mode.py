@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 
-from ...errors import unknown_name
+from .modes import Mode
 
 __all__ = ["SHORTS", "short", "short_mode"]
 
 SHORTS = ("auto", "never")
-_chosen: ContextVar[str] = ContextVar("epan_triton_short", default="auto")
+_mode = Mode("way with short sequences", SHORTS)
 
 
-@contextmanager
-def short(mode: str) -> Iterator[None]:
+def short(mode: str) -> AbstractContextManager[None]:
     """Chooses whether short sequences have kernels of their own, within a ``with`` block.
 
     >>> with epan.ops.triton.short("never"):
@@ -36,18 +33,12 @@ def short(mode: str) -> Iterator[None]:
     ------
     EpanError: for an unknown mode.
     """
-    if mode not in SHORTS:
-        raise unknown_name("way with short sequences", mode, SHORTS)
-    token = _chosen.set(mode)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return _mode.forced(mode)
 
 
 def short_mode() -> str:
     """The mode in force."""
-    return _chosen.get()
+    return _mode.in_force()
 
 
 # Read once when a function is compiled: torch.compile cannot trace it.

@@ -25,12 +25,14 @@ from .launch import (
     carry_out,
     device_function,
     given_tensors,
+    gradients_of,
     key_of,
     padded,
     strides,
 )
 from .plans import Made, Plan
-from .short_kernels import NEAREST, short_backward, short_forward
+from .scores import NEAREST
+from .short_kernels import short_backward, short_forward
 from .short_mode import short_mode
 
 __all__ = ["is_narrow", "is_short", "short_backward_pass", "short_forward_pass", "short_saved_like"]
@@ -100,11 +102,11 @@ def _constants(problem: Problem, given: Mapping[str, Tensor]) -> dict[str, Any]:
         **strides("q", q), **strides("k", k), **strides("v", v), **strides("s", scale),
         "a_b": added.numbers["a_b"], "a_h": added.numbers["a_h"], "heads": heads, "group": heads // k.shape[1],
         "q_len": q.shape[2], "k_len": _seen(masking), "all_keys": k.shape[2], "left": bounded(masking.left),
-        "right": bounded(masking.right), "offset": masking.offset, "order": 1.0 if near else problem.order,
+        "right": bounded(masking.right), "offset": masking.offset, "order": problem.order,
         "tolerance": _TOLERANCE, "drop": problem.dropout_p, "near": near,
         "D": size, "DP": padded(size), "E": value_size, "EP": padded(value_size), "BN": block, "TAIL": tail,
         "PROFILE": device_function(profile), "SLOPE": device_function(derivative),
-        "RULE": NEAREST.value if near else problem.rule, "EMPTY": problem.empty,
+        "RULE": problem.rule, "EMPTY": problem.empty,
         "POWER": isinstance(kernel, RectifiedPolynomial), "SMOOTH": isinstance(kernel, Gaussian),
         "EUCLIDEAN": problem.euclidean, "ALIBI": added.flags["ALIBI"], "UNIFORM": scale.stride(2) == 0,
         "DROPOUT": problem.dropout_p > 0, "STEPS": STEPS, "PRECISION": "tf32",
@@ -113,7 +115,7 @@ def _constants(problem: Problem, given: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _blocks(constants: dict[str, Any], backward: bool) -> dict[str, Any]:
     """Launch parameters; adds to ``constants`` what follows from them."""
-    nearest = constants["RULE"] == NEAREST.value
+    nearest = constants["RULE"] == NEAREST
     wide = max(constants["D"], constants["E"]) > _NARROW
     rows, warps = TUNED[wide][backward or nearest]
     # No larger than the queries need, and each warp has 16.
@@ -181,9 +183,4 @@ def short_backward_pass(
         plan.launch(short_backward, batch * heads, config, tensors, constants)
 
     tensors = carry_out(key_of(problem, given, "short backward", frozenset(needs)), given, made, start)
-    names = {"q": "D_Q", "k": "D_K", "v": "D_V", "scale": "D_SCALE", "slopes": "D_SLOPE"}
-    found = {name: tensors[names[name]] for name in needs}
-    for name, like in (("k", k), ("v", v)):
-        if heads > key_heads and name in needs:
-            found[name] = found[name].unflatten(1, (key_heads, -1)).sum(2).to(like.dtype)
-    return found
+    return gradients_of(tensors, needs, q, k, v)
