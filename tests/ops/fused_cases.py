@@ -75,6 +75,8 @@ def _keeps_from_gradients(fused: Attention, case: Case) -> None:
         grad = given.grad.clone()
         if broken:
             query.data[..., 2, :] = torch.nan
+            # A loss makes NaN of what is NaN.
+            grad[..., 2, :] = torch.nan
         else:
             grad[..., 2, :] = 0
         out = fused(query, key, value, **given.options())
